@@ -1,0 +1,62 @@
+//! `touchdown diff`: how two checkpoints differ.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use serde_json::json;
+
+use super::exit;
+use super::options::EngineArgs;
+use super::output;
+use crate::error::Result;
+use crate::tree::diff::{Difference, diff};
+use crate::tree::{Checkpoint, OpenOptions};
+
+pub(super) const EXAMPLE: &str = "Example:\n  touchdown diff runs/a/1000 runs/b/1000 --json";
+
+#[derive(Debug, clap::Args)]
+pub(super) struct Args {
+    /// One checkpoint.
+    a: PathBuf,
+    /// The other.
+    b: PathBuf,
+    /// Which item of both.
+    #[arg(long)]
+    item: Option<String>,
+    #[command(flatten)]
+    engine: EngineArgs,
+    /// One JSON object.
+    #[arg(long)]
+    json: bool,
+}
+
+pub(super) fn run(args: &Args) -> Result<ExitCode> {
+    let options = OpenOptions { item: args.item.clone(), ..OpenOptions::default() };
+    let (a, b) = (Checkpoint::open(&args.a, &options)?, Checkpoint::open(&args.b, &options)?);
+    let found = diff(&a, &b, &args.engine.options()?)?;
+    let same = found.only_a.is_empty() && found.only_b.is_empty() && found.different.is_empty();
+    if args.json {
+        let paths = |paths: &[crate::keypath::KeyPath]| paths.iter().map(ToString::to_string).collect::<Vec<_>>();
+        let different = |difference: &Difference| {
+            json!({
+                "path": difference.path.to_string(), "what": difference.what, "a": difference.a, "b": difference.b,
+                "elements": difference.elements,
+            })
+        };
+        output::json(&json!({
+            "schema": 1, "same": same, "equal": found.equal,
+            "only_a": paths(&found.only_a), "only_b": paths(&found.only_b),
+            "different": found.different.iter().map(different).collect::<Vec<_>>(),
+        }))?;
+    } else {
+        let mut text = String::new();
+        found.only_a.iter().for_each(|path| text += &format!("only in the first: {path}\n"));
+        found.only_b.iter().for_each(|path| text += &format!("only in the second: {path}\n"));
+        for difference in &found.different {
+            text += &format!("{}: {} {} | {}\n", difference.path, difference.what, difference.a, difference.b);
+        }
+        text += &format!("{} leaves equal\n", found.equal);
+        output::text(&text)?;
+    }
+    Ok(if same { ExitCode::SUCCESS } else { ExitCode::from(exit::NO) })
+}

@@ -1,0 +1,56 @@
+//! `touchdown plan`: what a load would do.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use super::options::{EngineArgs, SourceArgs, TargetArgs};
+use super::output;
+use crate::error::{Error, ErrorKind, Result};
+use crate::plan::explain::Capacity;
+use crate::plan::svg;
+
+pub(super) const EXAMPLE: &str = "\
+Example:
+  touchdown plan runs/llm/1000 --devices cpu:8 --mesh data=2,model=4 --spec '**/kernel=_,model' --svg plan.svg";
+
+#[derive(Debug, clap::Args)]
+pub(super) struct Args {
+    #[command(flatten)]
+    source: SourceArgs,
+    #[command(flatten)]
+    target: TargetArgs,
+    #[command(flatten)]
+    engine: EngineArgs,
+    /// Draw the mesh and how arrays lie on it.
+    #[arg(long, value_name = "FILE")]
+    svg: Option<PathBuf>,
+    /// One JSON object.
+    #[arg(long)]
+    json: bool,
+}
+
+pub(super) fn run(args: &Args) -> Result<ExitCode> {
+    let checkpoint = args.source.open()?;
+    let target = args.target.build(&checkpoint)?;
+    let plan = checkpoint.plan_within(&target, args.engine.options()?.limits()?)?;
+    let capacity = Capacity { host_bytes: available_memory() };
+    if let Some(file) = &args.svg {
+        std::fs::write(file, svg::draw(&plan)).map_err(|error| {
+            Error::new(ErrorKind::Io, "cannot write the picture").at("file", file.display()).caused_by(error)
+        })?;
+    }
+    if args.json {
+        output::json(&plan.json(capacity))?;
+    } else {
+        output::text(&plan.text(capacity))?;
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Host memory that the kernel says is available, in bytes.
+pub(super) fn available_memory() -> Option<u64> {
+    let text = std::fs::read_to_string("/proc/meminfo").ok()?;
+    let line = text.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
+    let kib: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
+    Some(kib << 10)
+}

@@ -1,0 +1,68 @@
+//! `touchdown verify`: is a checkpoint intact?
+
+use std::process::ExitCode;
+
+use serde_json::json;
+
+use super::exit;
+use super::options::{EngineArgs, SourceArgs};
+use super::output;
+use crate::error::Result;
+use crate::plan::explain::human_bytes;
+use crate::tree::verify::{Problem, verify};
+
+pub(super) const EXAMPLE: &str = "Example:\n  touchdown verify runs/llm/1000 --deep";
+
+#[derive(Debug, clap::Args)]
+pub(super) struct Args {
+    #[command(flatten)]
+    source: SourceArgs,
+    /// Read, check and decode every stored value.
+    #[arg(long)]
+    deep: bool,
+    #[command(flatten)]
+    engine: EngineArgs,
+    /// One JSON object.
+    #[arg(long)]
+    json: bool,
+}
+
+pub(super) fn run(args: &Args) -> Result<ExitCode> {
+    let found = verify(&args.source.path, &args.source.options()?, args.deep, &args.engine.options()?)?;
+    if args.json {
+        let problem = |problem: &Problem| {
+            json!({
+                "item": problem.item, "leaf": problem.leaf, "file": problem.file, "offset": problem.offset,
+                "data_affected": problem.data_affected, "message": problem.message,
+            })
+        };
+        output::json(&json!({
+            "schema": 1,
+            "ok": found.problems.is_empty(),
+            "deep": args.deep,
+            "items": found.items,
+            "leaves": found.leaves,
+            "chunks": found.chunks,
+            "bytes_stored": found.bytes_stored,
+            "bytes_decoded": found.bytes_decoded,
+            "problems": found.problems.iter().map(problem).collect::<Vec<_>>(),
+        }))?;
+    } else {
+        let mut text = String::new();
+        for problem in &found.problems {
+            let affected = if problem.data_affected { "damaged" } else { "metadata" };
+            text += &format!("{affected}: {}\n", problem.message);
+        }
+        let checked = if args.deep { "decoded and checked" } else { "references checked" };
+        text += &format!(
+            "{} items, {} leaves, {} chunks, {} stored: {checked}, {} problems\n",
+            found.items,
+            found.leaves,
+            found.chunks,
+            human_bytes(found.bytes_stored),
+            found.problems.len()
+        );
+        output::text(&text)?;
+    }
+    Ok(if found.problems.is_empty() { ExitCode::SUCCESS } else { ExitCode::from(exit::NO) })
+}

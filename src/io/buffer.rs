@@ -1,0 +1,160 @@
+//! Page-aligned memory.
+
+use std::alloc::{Layout, alloc_zeroed, dealloc};
+use std::ptr::NonNull;
+
+use crate::error::{Error, ErrorKind, Result};
+
+/// Host memory: staging slots, results, or memory that the caller supplies.
+///
+/// Memory made here is zeroed and page-aligned, which is what direct reads and page-locking need; a large request comes
+/// from the system as zero pages that are only backed when touched.
+pub struct Buffer {
+    start: NonNull<u8>,
+    len: usize,
+    owner: Owner,
+}
+
+/// Who frees the memory.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Owner {
+    /// This buffer; allocated page-aligned.
+    Aligned,
+    /// This buffer; it was a boxed slice.
+    Boxed,
+    /// Somebody else.
+    Foreign,
+}
+
+// SAFETY: the memory is owned and plain bytes.
+#[allow(unsafe_code)]
+unsafe impl Send for Buffer {}
+// SAFETY: shared access only reads.
+#[allow(unsafe_code)]
+unsafe impl Sync for Buffer {}
+
+/// What direct reads and page-locking ask for at most.
+const ALIGN: usize = 4096;
+
+impl Buffer {
+    /// `len` zero bytes.
+    ///
+    /// # Errors
+    /// The system has no memory of that size.
+    #[allow(unsafe_code)]
+    pub fn zeroed(len: usize) -> Result<Self> {
+        let refused = || {
+            Error::new(ErrorKind::OutOfMemory, "the system has not enough host memory")
+                .expected(format_args!("{len} bytes in one piece"))
+                .hint("load fewer leaves (`--only`), a narrower type (`--cast`), or onto more devices")
+        };
+        if len == 0 {
+            return Ok(Self { start: NonNull::dangling(), len, owner: Owner::Aligned });
+        }
+        let layout = Layout::from_size_align(len, ALIGN).map_err(|_| refused())?;
+        // SAFETY: the layout has a size above zero.
+        let start = NonNull::new(unsafe { alloc_zeroed(layout) }).ok_or_else(refused)?;
+        Ok(Self { start, len, owner: Owner::Aligned })
+    }
+
+    /// Somebody else's memory.
+    ///
+    /// # Safety
+    /// 1. `start` is valid for reads and writes of `len` initialised bytes as long as the buffer exists.
+    /// 2. Nothing else touches those bytes meanwhile.
+    #[allow(unsafe_code)]
+    pub unsafe fn foreign(start: NonNull<u8>, len: usize) -> Self {
+        Self { start, len, owner: Owner::Foreign }
+    }
+
+    /// Whether the memory is known to be zero where it has not been written.
+    pub(crate) fn starts_zeroed(&self) -> bool {
+        self.owner == Owner::Aligned
+    }
+
+    /// Length in bytes.
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    /// Whether there are no bytes.
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// The address, for writers that share the buffer (see `SharedBytes`).
+    pub(crate) fn as_mut_ptr(&self) -> *mut u8 {
+        self.start.as_ptr()
+    }
+}
+
+impl std::ops::Deref for Buffer {
+    type Target = [u8];
+
+    #[allow(unsafe_code)]
+    fn deref(&self) -> &[u8] {
+        // SAFETY: `len` initialised bytes are owned; a dangling start goes with length 0.
+        unsafe { std::slice::from_raw_parts(self.start.as_ptr(), self.len) }
+    }
+}
+
+impl std::ops::DerefMut for Buffer {
+    #[allow(unsafe_code)]
+    fn deref_mut(&mut self) -> &mut [u8] {
+        // SAFETY: as above, and `&mut self` is exclusive.
+        unsafe { std::slice::from_raw_parts_mut(self.start.as_ptr(), self.len) }
+    }
+}
+
+impl Drop for Buffer {
+    #[allow(unsafe_code)]
+    fn drop(&mut self) {
+        match self.owner {
+            Owner::Aligned => {
+                if let (1.., Ok(layout)) = (self.len, Layout::from_size_align(self.len, ALIGN)) {
+                    // SAFETY: allocated in `zeroed` with this very layout.
+                    unsafe { dealloc(self.start.as_ptr(), layout) };
+                }
+            }
+            Owner::Boxed => {
+                // SAFETY: came from `Box::into_raw` with this length in `from`.
+                drop(unsafe { Box::from_raw(std::ptr::slice_from_raw_parts_mut(self.start.as_ptr(), self.len)) });
+            }
+            Owner::Foreign => {}
+        }
+    }
+}
+
+impl From<Vec<u8>> for Buffer {
+    fn from(bytes: Vec<u8>) -> Self {
+        let len = bytes.len();
+        let start = Box::into_raw(bytes.into_boxed_slice()).cast::<u8>();
+        // A box is never null; a null pointer would become an empty buffer.
+        match NonNull::new(start) {
+            Some(start) => Self { start, len, owner: Owner::Boxed },
+            None => Self { start: NonNull::dangling(), len: 0, owner: Owner::Foreign },
+        }
+    }
+}
+
+impl std::fmt::Debug for Buffer {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Buffer({} bytes)", self.len)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn buffers_are_zeroed_aligned_and_refused_when_absurd() {
+        let mut buffer = Buffer::zeroed(10_000).unwrap();
+        assert!(buffer.iter().all(|byte| *byte == 0));
+        assert_eq!(buffer.as_ptr() as usize % ALIGN, 0);
+        buffer[9_999] = 1;
+        assert!(Buffer::zeroed(0).unwrap().is_empty());
+        assert_eq!(&*Buffer::from(vec![1, 2, 3]), [1, 2, 3]);
+        assert_eq!(Buffer::zeroed(usize::MAX / 2).unwrap_err().kind(), ErrorKind::OutOfMemory);
+    }
+}

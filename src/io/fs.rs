@@ -1,0 +1,232 @@
+//! The files of one checkpoint, and nothing outside it.
+
+use std::fs::File;
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{FileType, Mode, OFlags, ResolveFlags};
+use rustix::io::Errno;
+
+use crate::error::{Error, ErrorKind, Result};
+use crate::limits::DIR_ENTRIES_MAX;
+use crate::need::{DirEntry, EntryKind};
+use crate::relpath::RelPath;
+
+/// An open checkpoint directory. Every file is opened relative to it, read-only, and cannot lie outside: the kernel
+/// refuses links that leave (`openat2` with `RESOLVE_BENEATH`; where the kernel lacks it, links are refused altogether).
+#[derive(Debug)]
+pub struct Root {
+    dir: OwnedFd,
+    path: PathBuf,
+}
+
+/// A regular file of a checkpoint.
+#[derive(Debug)]
+pub struct OpenFile {
+    file: File,
+    path: RelPath,
+    size: u64,
+}
+
+impl OpenFile {
+    /// The file, for positioned reads.
+    pub fn file(&self) -> &File {
+        &self.file
+    }
+
+    /// Its path below the root.
+    pub fn path(&self) -> &RelPath {
+        &self.path
+    }
+
+    /// Its size when it was opened, in bytes.
+    pub fn size(&self) -> u64 {
+        self.size
+    }
+}
+
+impl Root {
+    /// Opens a directory.
+    ///
+    /// # Errors
+    /// No such directory, or no permission.
+    pub fn open(path: &Path) -> Result<Self> {
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        match rustix::fs::open(path, flags, Mode::empty()) {
+            Ok(dir) => Ok(Self { dir, path: path.to_owned() }),
+            Err(errno) => Err(io_error(errno, "open").at("path", path.display())),
+        }
+    }
+
+    /// The path that was opened.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Opens a regular file; `None` if there is no such file.
+    ///
+    /// # Errors
+    /// Something that is no regular file, a link that leaves the checkpoint, no permission, too many open files.
+    pub fn file(&self, path: &RelPath) -> Result<Option<OpenFile>> {
+        // Non-blocking, so that a FIFO does not hang the open; it is refused right after.
+        let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK | OFlags::NOCTTY;
+        let fd = match self.open_beneath(path, flags) {
+            Ok(fd) => fd,
+            Err(Errno::NOENT | Errno::NOTDIR) => return Ok(None),
+            Err(Errno::NXIO | Errno::NODEV) => return Err(self.no_file("a socket or device", path)),
+            Err(errno) => return Err(self.refused(errno, "open", path)),
+        };
+        let stat = rustix::fs::fstat(&fd).map_err(|errno| self.refused(errno, "stat", path))?;
+        match FileType::from_raw_mode(stat.st_mode) {
+            FileType::RegularFile => {}
+            FileType::Directory => return Err(self.no_file("a directory", path)),
+            FileType::Fifo => return Err(self.no_file("a FIFO", path)),
+            _ => return Err(self.no_file("a socket or device", path)),
+        }
+        let size = u64::try_from(stat.st_size).unwrap_or(0);
+        Ok(Some(OpenFile { file: File::from(fd), path: path.clone(), size }))
+    }
+
+    /// The entries of a directory, sorted by name; `None` if there is no such directory.
+    ///
+    /// # Errors
+    /// No permission, a link that leaves, or more than [`DIR_ENTRIES_MAX`] entries.
+    pub fn list(&self, path: &RelPath) -> Result<Option<Vec<DirEntry>>> {
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let fd = match self.open_beneath(path, flags) {
+            Ok(fd) => fd,
+            Err(Errno::NOENT | Errno::NOTDIR) => return Ok(None),
+            Err(errno) => return Err(self.refused(errno, "list", path)),
+        };
+        let dir = rustix::fs::Dir::read_from(&fd).map_err(|errno| self.refused(errno, "list", path))?;
+        let mut entries = Vec::new();
+        for entry in dir {
+            let entry = entry.map_err(|errno| self.refused(errno, "list", path))?;
+            let name = entry.file_name().to_bytes();
+            if matches!(name, b"." | b"..") {
+                continue;
+            }
+            if entries.len() == DIR_ENTRIES_MAX {
+                return Err(Error::corrupt("a directory has too many entries")
+                    .at("directory", self.shown(path))
+                    .expected(format_args!("at most {DIR_ENTRIES_MAX}")));
+            }
+            let kind = match entry.file_type() {
+                FileType::RegularFile => EntryKind::File,
+                FileType::Directory => EntryKind::Dir,
+                FileType::Symlink | FileType::Unknown => self.kind_of(&fd, entry.file_name()),
+                _ => EntryKind::Other,
+            };
+            entries.push(DirEntry { name: String::from_utf8_lossy(name).into_owned(), kind });
+        }
+        entries.sort();
+        Ok(Some(entries))
+    }
+
+    /// What a link points at. Whether it stays inside is checked when it is opened.
+    fn kind_of(&self, dir: &OwnedFd, name: &std::ffi::CStr) -> EntryKind {
+        match rustix::fs::statat(dir, name, rustix::fs::AtFlags::empty())
+            .map(|stat| FileType::from_raw_mode(stat.st_mode))
+        {
+            Ok(FileType::RegularFile) => EntryKind::File,
+            Ok(FileType::Directory) => EntryKind::Dir,
+            _ => EntryKind::Other,
+        }
+    }
+
+    fn open_beneath(&self, path: &RelPath, flags: OFlags) -> rustix::io::Result<OwnedFd> {
+        let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_MAGICLINKS;
+        loop {
+            match rustix::fs::openat2(&self.dir, path.as_path(), flags, Mode::empty(), resolve) {
+                // A rename elsewhere raced with the lookup, or a signal came: ask again.
+                Err(Errno::AGAIN | Errno::INTR) => {}
+                Err(Errno::NOSYS | Errno::PERM) => return self.open_by_elements(path, flags),
+                other => return other,
+            }
+        }
+    }
+
+    /// Without `openat2`: every element is opened by itself and must not be a link.
+    fn open_by_elements(&self, path: &RelPath, flags: OFlags) -> rustix::io::Result<OwnedFd> {
+        use std::os::unix::ffi::OsStrExt;
+        let elements: Vec<_> = path.as_path().components().map(|component| component.as_os_str()).collect();
+        let mut dir = rustix::io::fcntl_dupfd_cloexec(&self.dir, 0)?;
+        for (index, element) in elements.iter().enumerate() {
+            let last = index + 1 == elements.len();
+            let through = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+            let flags = if last { flags } else { through } | OFlags::NOFOLLOW;
+            dir = rustix::fs::openat(&dir, element.as_bytes(), flags, Mode::empty())?;
+        }
+        Ok(dir)
+    }
+
+    fn refused(&self, errno: Errno, verb: &str, path: &RelPath) -> Error {
+        match errno {
+            Errno::XDEV | Errno::LOOP => {
+                Error::corrupt("a link leaves the checkpoint").at("file", self.shown(path)).hint(
+                    "files of a checkpoint are only read inside its directory; copy it with `cp -rL` to follow links",
+                )
+            }
+            errno => io_error(errno, verb).at("file", self.shown(path)),
+        }
+    }
+
+    fn no_file(&self, found: &str, path: &RelPath) -> Error {
+        Error::corrupt("a file of the checkpoint is no regular file").at("file", self.shown(path)).found(found)
+    }
+
+    /// The path as the user would write it.
+    pub fn shown(&self, path: &RelPath) -> String {
+        if path.as_bytes().is_empty() {
+            return self.path.display().to_string();
+        }
+        self.path.join(path.as_path()).display().to_string()
+    }
+}
+
+/// An operating-system error as ours: what is not there is `NotFound`, everything else is the environment's.
+pub(crate) fn io_error(errno: Errno, verb: &str) -> Error {
+    let source = std::io::Error::from(errno);
+    match errno {
+        Errno::NOENT | Errno::NOTDIR => Error::not_found("no such file or directory").caused_by(source),
+        Errno::MFILE | Errno::NFILE => {
+            Error::new(ErrorKind::Io, "too many open files").caused_by(source).hint("raise the limit (`ulimit -n`)")
+        }
+        Errno::NOMEM => Error::new(ErrorKind::OutOfMemory, "the system has no memory").caused_by(source),
+        Errno::NAMETOOLONG => Error::corrupt("a file name is too long").caused_by(source),
+        Errno::ISDIR => Error::corrupt("a directory stands where a file should be").caused_by(source),
+        _ => Error::new(ErrorKind::Io, format!("cannot {verb} a file")).caused_by(source),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn links_out_and_special_files_are_refused() {
+        let outside = tempfile::tempdir().unwrap();
+        std::fs::write(outside.path().join("secret"), "s").unwrap();
+        let inside = tempfile::tempdir().unwrap();
+        let root = Root::open(inside.path()).unwrap();
+        let path = |name: &str| RelPath::new(name).unwrap();
+        std::os::unix::fs::symlink(outside.path().join("secret"), inside.path().join("leak")).unwrap();
+        std::fs::write(inside.path().join("plain"), "abc").unwrap();
+        std::os::unix::fs::symlink("plain", inside.path().join("alias")).unwrap();
+        rustix::fs::mknodat(rustix::fs::CWD, inside.path().join("fifo"), FileType::Fifo, Mode::RWXU, 0).unwrap();
+
+        assert_eq!(root.file(&path("leak")).unwrap_err().kind(), ErrorKind::Corrupt);
+        assert_eq!(root.file(&path("fifo")).unwrap_err().kind(), ErrorKind::Corrupt);
+        assert_eq!(root.file(&RelPath::root()).unwrap_err().kind(), ErrorKind::Corrupt);
+        assert_eq!(root.file(&path("plain")).unwrap().unwrap().size(), 3);
+        assert_eq!(root.file(&path("alias")).unwrap().unwrap().size(), 3);
+        assert!(root.file(&path("nothing")).unwrap().is_none());
+        assert!(root.list(&path("plain")).unwrap().is_none());
+        // The fallback refuses every link.
+        assert!(root.open_by_elements(&path("alias"), OFlags::RDONLY).is_err());
+        assert!(root.open_by_elements(&path("plain"), OFlags::RDONLY).is_ok());
+        let names: Vec<String> =
+            root.list(&RelPath::root()).unwrap().unwrap().into_iter().map(|entry| entry.name).collect();
+        assert_eq!(names, ["alias", "fifo", "leak", "plain"]);
+    }
+}

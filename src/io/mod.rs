@@ -1,0 +1,25 @@
+//! Bytes in motion: files, buffers, reads.
+//!
+//! [`Root`] opens files of one checkpoint and never leaves it. A [`Reader`] takes reads together with the buffer that they
+//! fill and gives both back: a buffer in flight is owned by the reader, so nothing can free or change it. [`Ring`] holds
+//! the staging buffers and [`Budget`] counts the memory.
+//!
+//! Must not know: formats, arrays, devices.
+
+mod budget;
+mod buffer;
+mod fs;
+mod pread;
+mod reader;
+mod ring;
+mod serve;
+
+pub use budget::{Budget, Credit};
+pub use buffer::Buffer;
+pub(crate) use fs::io_error;
+pub use fs::{OpenFile, Root};
+pub use pread::PreadReader;
+pub use reader::{Completion, ReadAt, Reader, ReaderWaker, Ticket};
+pub use ring::{Ring, Slot};
+pub use serve::serve;
+pub(crate) use serve::{read_error, short_file};

@@ -1,0 +1,62 @@
+//! The interface of everything that reads: submit owned buffers, get them back filled.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use super::fs::OpenFile;
+use super::ring::Slot;
+
+/// Something that reads byte ranges of files into buffers, many at a time.
+///
+/// Submitting moves the buffer into the reader; the completion gives it back, whether the read succeeded or not. Reads
+/// complete in any order. A reader may be dropped with reads in flight: it waits for them, because the kernel may still be
+/// writing into their buffers.
+pub trait Reader: Send {
+    /// Starts a read. Never blocks; a reader with a bounded queue keeps the rest itself.
+    fn submit(&mut self, ticket: Ticket, read: ReadAt);
+
+    /// The next finished read. `None` at the deadline, or when [`ReaderWaker::wake`] was called.
+    fn next(&mut self, deadline: Option<Instant>) -> Option<Completion>;
+
+    /// How many reads are worth having in flight.
+    fn depth(&self) -> usize;
+
+    /// What makes [`next`](Self::next) return early, from any thread.
+    fn waker(&self) -> Arc<dyn ReaderWaker>;
+}
+
+/// Wakes the thread that waits in [`Reader::next`].
+pub trait ReaderWaker: Send + Sync {
+    /// Makes the present or the coming call of `next` return.
+    fn wake(&self);
+}
+
+/// The caller's name for a read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Ticket(pub u64);
+
+/// A read to do: `len` bytes from `offset` of `file` into the start of `buffer`.
+#[derive(Debug)]
+pub struct ReadAt {
+    /// The file; kept open until the completion.
+    pub file: Arc<OpenFile>,
+    /// First byte.
+    pub offset: u64,
+    /// Number of bytes; at most the buffer's length.
+    pub len: usize,
+    /// Where they go.
+    pub buffer: Slot,
+}
+
+/// A finished read.
+#[derive(Debug)]
+pub struct Completion {
+    /// The caller's name for it.
+    pub ticket: Ticket,
+    /// The read, with its buffer.
+    pub read: ReadAt,
+    /// Whether all bytes arrived; a file that ends before is `UnexpectedEof`.
+    pub result: std::io::Result<()>,
+    /// How long the read was at work.
+    pub busy: std::time::Duration,
+}

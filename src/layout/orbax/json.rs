@@ -1,0 +1,145 @@
+//! JSON as Python writes and reads it.
+//!
+//! `json.dumps` emits bare `NaN`, `Infinity` and `-Infinity`, which are no JSON; `{"loss": NaN}` is a real metrics file.
+//! Here each of them becomes the string of the same spelling. Of duplicate keys the last one wins, as in Python; nesting
+//! is bounded by `serde_json` (128 levels); integers beyond 64 bits become floats.
+
+use serde::de::DeserializeOwned;
+use serde_json::Value;
+
+/// Why a JSON document cannot be read.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{message}")]
+pub struct JsonError {
+    /// What the parser says, with line and column.
+    pub message: String,
+    /// The byte at which it stopped.
+    pub offset: u64,
+}
+
+/// Parses a document of any form.
+///
+/// # Errors
+/// What is not JSON even after the bare tokens are quoted.
+pub fn parse(bytes: &[u8]) -> Result<Value, JsonError> {
+    from_slice(bytes)
+}
+
+/// Parses a document into a type.
+///
+/// # Errors
+/// What is not JSON even after the bare tokens are quoted, or does not fit the type.
+pub fn from_slice<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, JsonError> {
+    // Nearly every file is strict JSON, so the quoting pass runs only where the strict parser stopped.
+    match serde_json::from_slice(bytes) {
+        Ok(value) => Ok(value),
+        Err(error) => match quote_bare_tokens(bytes) {
+            Some(quoted) => serde_json::from_slice(&quoted).map_err(|error| describe(&error, &quoted)),
+            None => Err(describe(&error, bytes)),
+        },
+    }
+}
+
+/// The number in a value, with the quoted forms of the non-finite ones.
+pub fn number(value: &Value) -> Option<f64> {
+    match value {
+        Value::Number(number) => number.as_f64(),
+        Value::String(text) => match text.as_str() {
+            "NaN" => Some(f64::NAN),
+            "Infinity" => Some(f64::INFINITY),
+            "-Infinity" => Some(f64::NEG_INFINITY),
+            _ => None,
+        },
+        _ => None,
+    }
+}
+
+/// The document with every bare token in quotes; `None` if it has none.
+fn quote_bare_tokens(bytes: &[u8]) -> Option<Vec<u8>> {
+    let mut quoted = Vec::new();
+    let mut found = false;
+    let mut in_string = false;
+    let mut rest = bytes;
+    while let Some((&byte, tail)) = rest.split_first() {
+        if in_string {
+            let taken = if byte == b'\\' { rest.len().min(2) } else { 1 };
+            in_string = byte != b'"';
+            let (escape, tail) = rest.split_at(taken);
+            quoted.extend_from_slice(escape);
+            rest = tail;
+            continue;
+        }
+        if let Some(token) = BARE_TOKENS.iter().find(|token| rest.starts_with(token)) {
+            quoted.push(b'"');
+            quoted.extend_from_slice(token);
+            quoted.push(b'"');
+            found = true;
+            rest = rest.split_at(token.len()).1;
+            continue;
+        }
+        in_string = byte == b'"';
+        quoted.push(byte);
+        rest = tail;
+    }
+    found.then_some(quoted)
+}
+
+fn describe(error: &serde_json::Error, bytes: &[u8]) -> JsonError {
+    let before: usize =
+        bytes.split(|&byte| byte == b'\n').take(error.line().saturating_sub(1)).map(|line| line.len() + 1).sum();
+    JsonError { message: error.to_string(), offset: (before + error.column()) as u64 }
+}
+
+const BARE_TOKENS: [&[u8]; 3] = [b"NaN", b"Infinity", b"-Infinity"];
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn bare_tokens_become_strings_and_strings_stay() {
+        let value = parse(br#"{"loss": NaN, "a": [Infinity, -Infinity, -1], "s": "NaN \" Infinity \\"}"#).unwrap();
+        assert_eq!(value["loss"], "NaN");
+        assert_eq!(value["a"], serde_json::json!(["Infinity", "-Infinity", -1]));
+        assert_eq!(value["s"], "NaN \" Infinity \\");
+        assert!(number(&value["loss"]).unwrap().is_nan());
+        assert_eq!(number(&value["a"][1]), Some(f64::NEG_INFINITY));
+    }
+
+    #[test]
+    fn the_last_of_duplicate_keys_wins() {
+        assert_eq!(parse(br#"{"a": 1, "a": 2}"#).unwrap()["a"], 2);
+    }
+
+    #[test]
+    fn big_integers_are_kept_up_to_64_bits() {
+        let value = parse(b"[18446744073709551615, -9223372036854775808, 36893488147419103232]").unwrap();
+        assert_eq!(value[0].as_u64(), Some(u64::MAX));
+        assert_eq!(value[1].as_i64(), Some(i64::MIN));
+        assert_eq!(value[2].as_f64(), Some(36_893_488_147_419_103_232.0));
+    }
+
+    #[test]
+    fn deep_nesting_is_an_error_not_a_stack_overflow() {
+        assert!(parse(&vec![b'['; 1_000_000]).is_err());
+    }
+
+    #[test]
+    fn the_error_says_where() {
+        assert_eq!(parse(b"{\n\"a\": x}").unwrap_err().offset, 8);
+        assert!(parse(b"").is_err());
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn any_bytes_return(bytes: Vec<u8>) {
+            let _ = parse(&bytes);
+        }
+
+        #[test]
+        fn quoting_never_changes_strict_json(text in "[ -~]{0,20}") {
+            let json = serde_json::to_vec(&text).unwrap();
+            proptest::prop_assert_eq!(quote_bare_tokens(&json), None);
+        }
+    }
+}

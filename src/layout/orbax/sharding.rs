@@ -1,0 +1,279 @@
+//! `_sharding`: how each `jax.Array` was laid out when it was saved.
+//!
+//! One JSON object: the key is the parameter name in URL-safe base64, the value a string that holds JSON again
+//! (`orbax/checkpoint/_src/metadata/sharding.py`). It is advice: the bytes on disk do not depend on it, so an entry that
+//! cannot be read is kept as [`SavedSharding::Other`] with the reason and never stops the others.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use serde::Deserialize;
+use serde_json::Value;
+
+use super::base64;
+use super::json::{self, JsonError};
+use crate::limits::{DEVICES_MAX, RANK_MAX};
+
+/// How one array was laid out over devices.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum SavedSharding {
+    /// Dimensions over the named axes of a mesh.
+    Named {
+        /// The mesh; arrays with equal meshes share one.
+        mesh: Arc<SavedMesh>,
+        /// The axes of each dimension, major first; none for a replicated one. May be shorter than the rank.
+        spec: Vec<Vec<String>>,
+    },
+    /// Whole on one device.
+    Single {
+        /// As the runtime spelt it: `cpu:0`, `TFRT_CPU_0`, `cuda:0`, `TPU_0(process=0,(0,0,0,0))`.
+        device: String,
+    },
+    /// Dimensions over positions of an unnamed mesh; written from about 0.6 to 0.11.
+    Positional {
+        /// Parts of each dimension.
+        shape: Vec<u64>,
+    },
+    /// Another class, or an entry that cannot be read, and why.
+    Other(String),
+}
+
+/// A mesh of devices as it was saved.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct SavedMesh {
+    /// The names of the axes.
+    pub axes: Vec<String>,
+    /// Devices along each axis.
+    pub shape: Vec<u64>,
+    /// The devices' ids in row-major order; recorded since 0.6.
+    pub device_ids: Option<Vec<i64>>,
+}
+
+/// Parses a `_sharding` file into the sharding of each parameter name.
+///
+/// # Errors
+/// Bytes that are no JSON object. A single entry never fails.
+pub fn parse(bytes: &[u8]) -> Result<HashMap<String, SavedSharding>, JsonError> {
+    let file: HashMap<String, Value> = json::from_slice(bytes)?;
+    // Most of 100,000 entries are the same few texts: each is parsed once, and equal meshes are one.
+    let mut seen: HashMap<String, SavedSharding> = HashMap::new();
+    let mut meshes = Meshes::default();
+    let mut shardings = HashMap::with_capacity(file.len());
+    for (key, value) in file {
+        let Some(name) = base64::decode(&key).and_then(|name| String::from_utf8(name).ok()) else {
+            tracing::debug!(key, "a key of _sharding is no base64 of a name; it is passed over");
+            continue;
+        };
+        let sharding = match value {
+            Value::String(text) => match seen.get(&text) {
+                Some(known) => known.clone(),
+                None => {
+                    let sharding = match json::parse(text.as_bytes()) {
+                        Ok(entry) => entry_sharding(&entry, &mut meshes),
+                        Err(error) => SavedSharding::Other(error.to_string()),
+                    };
+                    seen.insert(text, sharding.clone());
+                    sharding
+                }
+            },
+            object => entry_sharding(&object, &mut meshes),
+        };
+        shardings.insert(name, sharding);
+    }
+    Ok(shardings)
+}
+
+/// The distinct meshes so far.
+#[derive(Default)]
+struct Meshes(HashMap<SavedMesh, Arc<SavedMesh>>);
+
+impl Meshes {
+    fn share(&mut self, mesh: SavedMesh) -> Arc<SavedMesh> {
+        Arc::clone(self.0.entry(mesh).or_insert_with_key(|mesh| Arc::new(mesh.clone())))
+    }
+}
+
+fn entry_sharding(entry: &Value, meshes: &mut Meshes) -> SavedSharding {
+    let kind = entry.get("sharding_type").and_then(Value::as_str).unwrap_or_default();
+    let sharding = match kind {
+        "NamedSharding" => {
+            RawNamed::deserialize(entry).map_err(|error| error.to_string()).and_then(|raw| named(raw, meshes))
+        }
+        "SingleDeviceSharding" => match entry.get("device_str").and_then(Value::as_str) {
+            Some(device) => Ok(SavedSharding::Single { device: device.to_owned() }),
+            None => Err("no device_str".to_owned()),
+        },
+        "PositionalSharding" => match entry.get("shape").map(Vec::<u64>::deserialize) {
+            Some(Ok(shape)) => Ok(SavedSharding::Positional { shape }),
+            _ => Err("no shape".to_owned()),
+        },
+        "" => Err("no sharding_type".to_owned()),
+        other => return SavedSharding::Other(other.to_owned()),
+    };
+    sharding.unwrap_or_else(|reason| SavedSharding::Other(format!("{kind} that cannot be read: {reason}")))
+}
+
+#[derive(Deserialize)]
+struct RawNamed {
+    shape: Vec<u64>,
+    axis_names: Vec<String>,
+    #[serde(default)]
+    partition_spec: Vec<Option<Axes>>,
+    device_mesh: Option<RawMesh>,
+}
+
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum Axes {
+    One(String),
+    Several(Vec<String>),
+}
+
+#[derive(Deserialize)]
+struct RawMesh {
+    mesh: Value,
+}
+
+fn named(raw: RawNamed, meshes: &mut Meshes) -> Result<SavedSharding, String> {
+    let RawNamed { shape, axis_names: axes, partition_spec, device_mesh } = raw;
+    if shape.len() != axes.len() {
+        return Err(format!("{} axis names for a mesh of {} axes", axes.len(), shape.len()));
+    }
+    if let Some((_, name)) =
+        axes.iter().enumerate().find(|(index, name)| axes.iter().take(*index).any(|other| other == *name))
+    {
+        return Err(format!("the mesh has two axes `{name}`"));
+    }
+    let count = shape.iter().try_fold(1_u64, |count, &size| count.checked_mul(size));
+    let Some(count) = count.filter(|count| (1..=DEVICES_MAX).contains(count)) else {
+        return Err(format!("a mesh of {shape:?} devices (1 to {DEVICES_MAX} are possible)"));
+    };
+    if partition_spec.len() > RANK_MAX {
+        return Err(format!("a spec of {} dimensions", partition_spec.len()));
+    }
+    let mut used = Vec::new();
+    let mut spec = Vec::with_capacity(partition_spec.len());
+    for axes_of_dimension in partition_spec {
+        let names = match axes_of_dimension {
+            None => Vec::new(),
+            Some(Axes::One(name)) => vec![name],
+            Some(Axes::Several(names)) => names,
+        };
+        for name in &names {
+            if !axes.contains(name) {
+                return Err(format!("the spec names the axis `{name}`, the mesh has {axes:?}"));
+            }
+            if used.contains(name) {
+                return Err(format!("the spec uses the axis `{name}` twice"));
+            }
+            used.push(name.clone());
+        }
+        spec.push(names);
+    }
+    let device_ids = device_mesh.and_then(|mesh| device_ids(&mesh.mesh, count));
+    Ok(SavedSharding::Named { mesh: meshes.share(SavedMesh { axes, shape, device_ids }), spec })
+}
+
+/// The ids in the nested lists of a mesh, in order; `None` unless there is one a device.
+fn device_ids(mesh: &Value, count: u64) -> Option<Vec<i64>> {
+    fn collect(node: &Value, ids: &mut Vec<i64>) -> Option<()> {
+        match node {
+            Value::Array(nodes) => nodes.iter().try_for_each(|node| collect(node, ids)),
+            device => {
+                ids.push(device.get("id")?.as_i64()?);
+                Some(())
+            }
+        }
+    }
+    let mut ids = Vec::new();
+    collect(mesh, &mut ids)?;
+    (ids.len() as u64 == count).then_some(ids)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn file(entries: &[(&str, &str)]) -> Vec<u8> {
+        let map: serde_json::Map<_, _> =
+            entries.iter().map(|(key, text)| (key.to_string(), Value::String(text.to_string()))).collect();
+        serde_json::to_vec(&map).unwrap()
+    }
+
+    const NAMED: &str = r#"{"sharding_type": "NamedSharding", "shape": [2, 2], "axis_names": ["x", "y"], "axis_types": ["AxisType.Auto", "AxisType.Auto"], "partition_spec": ["x", null, ["y"]], "device_mesh": {"mesh": [[{"id": 0}, {"id": 1}], [{"id": 2048}, {"id": 2049}]]}}"#;
+
+    #[test]
+    fn every_form_is_read() {
+        let old = r#"{"sharding_type": "NamedSharding", "shape": [2, 4], "axis_names": ["d", "m"], "partition_spec": [["m", "d"]]}"#;
+        let shardings = parse(&file(&[
+            ("YQ==", NAMED),
+            ("", r#"{"sharding_type": "SingleDeviceSharding", "device_str": "TFRT_CPU_0"}"#),
+            ("Yg==", old),
+            ("Yw==", r#"{"sharding_type": "PositionalSharding", "shape": [2, 1], "memory_kind": "device"}"#),
+            ("ZA==", r#"{"sharding_type": "GSPMDSharding"}"#),
+        ]))
+        .unwrap();
+        let mesh = SavedMesh {
+            axes: vec!["x".into(), "y".into()],
+            shape: vec![2, 2],
+            device_ids: Some(vec![0, 1, 2048, 2049]),
+        };
+        let spec = vec![vec!["x".to_owned()], vec![], vec!["y".to_owned()]];
+        assert_eq!(shardings["a"], SavedSharding::Named { mesh: Arc::new(mesh), spec });
+        assert_eq!(shardings[""], SavedSharding::Single { device: "TFRT_CPU_0".into() });
+        assert!(
+            matches!(&shardings["b"], SavedSharding::Named { mesh, spec } if mesh.device_ids.is_none() && spec[0] == ["m", "d"])
+        );
+        assert_eq!(shardings["c"], SavedSharding::Positional { shape: vec![2, 1] });
+        assert_eq!(shardings["d"], SavedSharding::Other("GSPMDSharding".into()));
+    }
+
+    #[test]
+    fn one_bad_entry_does_not_stop_the_others() {
+        let bad = |text: &str| {
+            let shardings = parse(&file(&[("YQ==", text), ("Yg==", NAMED), ("?", NAMED)])).unwrap();
+            assert!(matches!(shardings["b"], SavedSharding::Named { .. }));
+            assert_eq!(shardings.len(), 2);
+            match &shardings["a"] {
+                SavedSharding::Other(reason) => reason.clone(),
+                other => panic!("{other:?}"),
+            }
+        };
+        let named = |shape: &str, axes: &str, spec: &str| {
+            bad(&format!(
+                r#"{{"sharding_type": "NamedSharding", "shape": {shape}, "axis_names": {axes}, "partition_spec": {spec}}}"#
+            ))
+        };
+        bad("{");
+        bad("[]");
+        bad(r#"{"sharding_type": "SingleDeviceSharding"}"#);
+        assert!(named("[2]", r#"["x", "y"]"#, "[]").contains("2 axis names for a mesh of 1"));
+        assert!(named("[2, 2]", r#"["x", "x"]"#, "[]").contains("two axes `x`"));
+        assert!(named("[4294967296, 4294967296]", r#"["x", "y"]"#, "[]").contains("mesh of"));
+        assert!(named("[0]", r#"["x"]"#, "[]").contains("mesh of"));
+        assert!(named("[2]", r#"["x"]"#, r#"["z"]"#).contains("axis `z`"));
+        assert!(named("[2]", r#"["x"]"#, r#"["x", "x"]"#).contains("twice"));
+        assert!(named("[2]", r#"["x"]"#, "[7]").contains("NamedSharding that cannot be read"));
+    }
+
+    #[test]
+    fn equal_meshes_are_shared_and_wrong_ids_are_left_out() {
+        let other = NAMED.replace(r#"["x", null, ["y"]]"#, "[]");
+        let short = NAMED.replace(r#"{"id": 0}, "#, "");
+        let shardings = parse(&file(&[("YQ==", NAMED), ("Yg==", &other), ("Yw==", &short)])).unwrap();
+        let mesh = |name: &str| match &shardings[name] {
+            SavedSharding::Named { mesh, .. } => Arc::clone(mesh),
+            other => panic!("{other:?}"),
+        };
+        assert!(Arc::ptr_eq(&mesh("a"), &mesh("b")));
+        assert_eq!(mesh("c").device_ids, None);
+    }
+
+    #[test]
+    fn truncation_at_every_byte_is_an_error() {
+        let bytes = file(&[("YQ==", NAMED)]);
+        for end in 0..bytes.len() {
+            assert!(parse(&bytes[..end]).is_err());
+        }
+    }
+}

@@ -1,0 +1,274 @@
+//! Step roots: which steps there are, which are whole, and which one is meant.
+
+use bytes::Bytes;
+
+use super::batch::{bytes, files, has_dir, has_file};
+use super::orbax::metadata::{self, param_name};
+use super::orbax::tree::METADATA_FILE;
+use super::orbax::{checkpoint, json, step};
+use super::survey::{Holds, MANIFEST_FILE, PROCESS_DIR, Survey};
+use super::{Item, ItemKind, Step, StepChoice, StepState};
+use crate::error::{Error, Result};
+use crate::limits::ERROR_LINES_MAX;
+use crate::need::{Answer, Asker, EntryKind, Need, unfit};
+use crate::relpath::RelPath;
+
+/// A step and what its directory holds.
+pub(super) struct Found {
+    pub(super) step: Step,
+    pub(super) holds: Holds,
+}
+
+/// The steps below `root`, by number and name; `None` if it is no step root.
+///
+/// It is one if a child that is named like a step holds an item or was left unfinished, and no child that is not named so
+/// is a tree item. (Orbax asks that every child be a step; logs beside the steps are common.)
+pub(super) async fn find(ask: &Asker, survey: &mut Survey<'_>, root: &RelPath) -> Result<Option<Vec<Found>>> {
+    let mut named = Vec::new();
+    for (name, dir) in survey.children(root) {
+        match step::parse(&name) {
+            Some(number) => named.push((number, name, dir)),
+            None if survey.is_tree(&dir) => return Ok(None),
+            None => {}
+        }
+    }
+    let mut steps = Vec::new();
+    let dirs: Vec<RelPath> = named.iter().map(|(_, _, dir)| dir.clone()).collect();
+    let holds = survey.classify(&dirs).await?;
+    for ((number, name, dir), holds) in named.into_iter().zip(holds) {
+        steps.push(Found { step: Step { number, name, dir, state: StepState::Whole }, holds });
+    }
+    let is_root = steps.iter().any(|found| found.holds != Holds::Nothing);
+    let unfinished = unfinished(survey, root);
+    if !is_root && unfinished.is_empty() {
+        return Ok(None);
+    }
+    judge(ask, survey, &mut steps).await?;
+    steps.extend(unfinished);
+    steps.sort_by(|a, b| (a.step.number, &a.step.name).cmp(&(b.step.number, &b.step.name)));
+    Ok(Some(steps))
+}
+
+/// The steps whose directories have the name of a save that was not finished.
+fn unfinished(survey: &Survey<'_>, root: &RelPath) -> Vec<Found> {
+    let dirs = survey.entries(root).unwrap_or_default().iter().filter(|entry| entry.kind == EntryKind::Dir);
+    let steps = dirs.filter_map(|entry| {
+        let number = step::parse(step::finished_name(&entry.name)?)?;
+        let dir = root.join(&entry.name).ok()?;
+        let state = StepState::Incomplete("its save was not finished (temporary name)".to_owned());
+        Some(Found { step: Step { number, name: entry.name.clone(), dir, state }, holds: Holds::Nothing })
+    });
+    steps.collect()
+}
+
+/// Marks the steps that are not whole. Two batches, a third where arrays seem to be missing.
+async fn judge(ask: &Asker, survey: &Survey<'_>, steps: &mut [Found]) -> Result<()> {
+    // What each tree item must be asked about: (step, item, file).
+    let mut checks: Vec<(usize, &'static str, RelPath)> = Vec::new();
+    let mut suspects: Vec<(usize, RelPath, RelPath)> = Vec::new();
+    let mut deletions: Vec<(usize, RelPath)> = Vec::new();
+    for (index, found) in steps.iter_mut().enumerate() {
+        let trees = match incomplete(&found.holds) {
+            Some(reason) => {
+                found.step.state = StepState::Incomplete(reason);
+                continue;
+            }
+            None => trees(found),
+        };
+        if survey.entries(&found.step.dir).is_some_and(|entries| has_file(entries, checkpoint::DELETION_FILE)) {
+            deletions.push((index, found.step.dir.join(checkpoint::DELETION_FILE)?));
+        }
+        for dir in trees {
+            let entries = survey.entries(&dir).unwrap_or_default();
+            for name in [METADATA_FILE, MANIFEST_FILE] {
+                if has_file(entries, name) {
+                    checks.push((index, name, dir.join(name)?));
+                }
+            }
+            let has_process = entries.iter().any(|entry| entry.name.starts_with(PROCESS_DIR));
+            if has_file(entries, METADATA_FILE) && !has_file(entries, MANIFEST_FILE) && !has_process {
+                suspects.push((index, dir.join(METADATA_FILE)?, dir));
+            }
+        }
+    }
+    let mut mark = |index: usize, reason: String| {
+        if let Some(found) = steps.get_mut(index).filter(|found| found.step.state == StepState::Whole) {
+            found.step.state = StepState::Incomplete(reason);
+        }
+    };
+    let tails = checks.iter().map(|(_, _, path)| Need::Tail { path: path.clone(), len: TAIL_BYTES }).collect();
+    for ((index, name, path), answer) in checks.iter().zip(ask.ask(tails).await?) {
+        match answer {
+            Answer::Tail { bytes, file_size } if is_cut_short(name, &bytes, file_size) => {
+                mark(*index, format!("{path} is cut short ({file_size} bytes)"));
+            }
+            Answer::Tail { .. } => {}
+            Answer::Missing => mark(*index, format!("{path} is missing")),
+            other => return Err(unfit(Some(&other))),
+        }
+    }
+    let described = files(ask, suspects.iter().map(|(_, path, _)| path.clone())).await?;
+    for ((index, path, dir), file) in suspects.iter().zip(described) {
+        if let Some(reason) = file.and_then(|file| missing_arrays(survey, dir, path, &file)) {
+            mark(*index, reason);
+        }
+    }
+    let records = files(ask, deletions.iter().map(|(_, path)| path.clone())).await?;
+    for ((index, _), record) in deletions.iter().zip(records) {
+        if record.is_some_and(|record| checkpoint::pending_deletion(&record).is_none()) {
+            mark(*index, "it is being deleted".to_owned());
+        }
+    }
+    Ok(())
+}
+
+/// Why what a step's directory holds is not a whole step; `None` if the listings say nothing against it.
+fn incomplete(holds: &Holds) -> Option<String> {
+    let composite = match holds {
+        Holds::Item(ItemKind::Tree) => return None,
+        Holds::Item(_) | Holds::Nothing => return Some("it holds no item".to_owned()),
+        Holds::Composite(composite) => composite,
+    };
+    if let Some(name) = composite.unfinished.first() {
+        return Some(format!("its item `{name}` was not finished"));
+    }
+    let counts = |item: &Item| item.kind == ItemKind::Tree || (item.kind == ItemKind::Json && item.name != METRICS);
+    (!composite.items.iter().any(counts)).then(|| "it holds no item with data".to_owned())
+}
+
+fn trees(found: &Found) -> Vec<RelPath> {
+    match &found.holds {
+        Holds::Item(_) => vec![found.step.dir.clone()],
+        Holds::Composite(composite) => {
+            let trees = composite.items.iter().filter(|item| item.kind == ItemKind::Tree);
+            trees.map(|item| item.dir.clone()).collect()
+        }
+        Holds::Nothing => Vec::new(),
+    }
+}
+
+/// Whether the end of a metadata file shows that the rest of it is missing: a crash without fsync, a broken download.
+fn is_cut_short(name: &str, tail: &[u8], file_size: u64) -> bool {
+    if name == METADATA_FILE {
+        return !tail.trim_ascii_end().ends_with(b"}");
+    }
+    // FORMAT of the OCDBT envelope: u32be magic, u64le length of the whole file.
+    let Some((head, _)) = tail.split_at_checked(12).filter(|_| file_size == tail.len() as u64) else {
+        return file_size < 12;
+    };
+    let (magic, length) = head.split_at(4);
+    let length = length.iter().rev().fold(0, |length: u64, &byte| length << 8 | u64::from(byte));
+    magic != MANIFEST_MAGIC || length != file_size
+}
+
+/// Why an item without a database cannot have its arrays; `None` if it can, or has none.
+fn missing_arrays(survey: &Survey<'_>, dir: &RelPath, path: &RelPath, file: &Bytes) -> Option<String> {
+    let metadata = match metadata::parse(file) {
+        Ok(metadata) => metadata,
+        Err(error) => return Some(format!("{path} is not valid: {error}")),
+    };
+    let arrays = || metadata.entries.iter().filter(|entry| entry.value_type.is_array() && !entry.skip_deserialize);
+    if metadata.use_ocdbt == Some(true) {
+        return arrays().next().map(|_| format!("{dir} has neither {MANIFEST_FILE} nor {PROCESS_DIR}*"));
+    }
+    let entries = survey.entries(dir).unwrap_or_default();
+    let is_missing = |name: &String| match name.split('/').next() {
+        Some("") | None => false,
+        Some(first) => !has_dir(entries, first),
+    };
+    let name = arrays().map(|entry| param_name(&entry.path)).find(is_missing)?;
+    Some(format!("{dir} has no directory for the array `{name}`"))
+}
+
+/// Which of the steps is meant.
+pub(super) async fn choose<'a>(ask: &Asker, steps: &'a [Found], choice: &StepChoice, force: bool) -> Result<&'a Found> {
+    let whole = || steps.iter().filter(|found| found.step.state == StepState::Whole);
+    match choice {
+        StepChoice::Number(number) => {
+            let numbered = || steps.iter().filter(|found| found.step.number == *number);
+            let wanted =
+                numbered().rfind(|found| found.step.state == StepState::Whole).or_else(|| numbered().next_back());
+            match wanted {
+                None => Err(no_such_step(steps, *number)),
+                Some(found) => {
+                    match &found.step.state {
+                        StepState::Incomplete(reason) if !force => Err(Error::corrupt(format!(
+                            "step {number} is not whole: {reason}"
+                        ))
+                        .at("step", &found.step.dir)
+                        .hint("choose another step (`touchdown steps` lists them), or open it as it is with --force")),
+                        _ => Ok(found),
+                    }
+                }
+            }
+        }
+        StepChoice::Unstated | StepChoice::Latest => match whole().next_back() {
+            Some(found) => Ok(found),
+            None => match steps.last() {
+                Some(found) if force => Ok(found),
+                _ => Err(none_whole(steps)),
+            },
+        },
+        StepChoice::Best { metric, smallest } => {
+            let whole: Vec<&Found> = whole().collect();
+            if whole.is_empty() {
+                return Err(none_whole(steps));
+            }
+            best(ask, &whole, metric, *smallest).await
+        }
+    }
+}
+
+/// The step with the best metric; of equals the latest.
+async fn best<'a>(ask: &Asker, whole: &[&'a Found], metric: &str, smallest: bool) -> Result<&'a Found> {
+    let paths = whole.iter().map(|found| Ok(found.step.dir.join("metrics/metrics")?)).collect::<Result<Vec<_>>>()?;
+    let needs = paths.iter().map(|path| Need::File { path: path.clone(), max: METRICS_BYTES_MAX }).collect();
+    let mut best: Option<(f64, &Found)> = None;
+    let mut names: Vec<String> = Vec::new();
+    for ((found, path), answer) in whole.iter().zip(&paths).zip(ask.ask(needs).await?) {
+        let Some(file) = bytes(answer)? else { continue };
+        let metrics = json::parse(&file).map_err(|error| super::batch::corrupt(&error, Some(error.offset), path))?;
+        let Some(value) = metrics.get(metric).and_then(json::number) else {
+            names.extend(metrics.as_object().into_iter().flat_map(|metrics| metrics.keys().cloned()));
+            continue;
+        };
+        let signed = if smallest { -value } else { value };
+        if !value.is_nan() && best.is_none_or(|(so_far, _)| signed >= so_far) {
+            best = Some((signed, found));
+        }
+    }
+    best.map(|(_, found)| found).ok_or_else(|| {
+        names.sort();
+        names.dedup();
+        let found = if names.is_empty() { "no metrics".to_owned() } else { names.join(", ") };
+        Error::invalid(format!("no whole step has the metric `{metric}` with a number")).found(found)
+    })
+}
+
+fn no_such_step(steps: &[Found], number: u64) -> Error {
+    let mut near: Vec<u64> = steps.iter().map(|found| found.step.number).collect();
+    near.sort_by_key(|&other| (other.abs_diff(number), other));
+    near.dedup();
+    let count = near.len();
+    near.truncate(crate::limits::NEAREST_NAMES_MAX);
+    let near: Vec<String> = near.iter().map(u64::to_string).collect();
+    Error::invalid(format!("there is no step {number}"))
+        .found(format_args!("{count} steps, the nearest are {}", near.join(", ")))
+        .hint("`touchdown steps` lists them")
+}
+
+fn none_whole(steps: &[Found]) -> Error {
+    let reasons = steps.iter().rev().take(ERROR_LINES_MAX).filter_map(|found| match &found.step.state {
+        StepState::Incomplete(reason) => Some(format!("{}: {reason}", found.step.name)),
+        StepState::Whole => None,
+    });
+    Error::corrupt(format!("none of the {} steps is whole", steps.len()))
+        .lines(reasons.collect::<Vec<_>>())
+        .hint("wait until a save is finished, or open a step's own directory with --force")
+}
+
+const METRICS: &str = "metrics";
+/// Manifests of real checkpoints take about 150 bytes; a longer one is not judged by its length.
+const TAIL_BYTES: u64 = 4096;
+const MANIFEST_MAGIC: [u8; 4] = [0x0c, 0xdb, 0x3a, 0x2a];
+const METRICS_BYTES_MAX: u64 = 16 << 20;

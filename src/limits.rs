@@ -1,0 +1,119 @@
+//! Every bound of the library, by name, with its reason.
+//!
+//! A bound belongs here when it limits what a file, a caller or a machine can make the library do:
+//! memory, recursion, counts, sizes. The defaults of tunable options stand here too.
+
+/// Most dimensions an array may have. TensorStore, the reference reader, stops at 32.
+pub const RANK_MAX: usize = 32;
+
+/// Longest path of a file inside a checkpoint, in bytes: Linux's `PATH_MAX`.
+pub const PATH_BYTES_MAX: usize = 4096;
+
+/// Most elements of a key path (nesting depth of a tree).
+pub const KEY_PATH_DEPTH_MAX: usize = 256;
+
+/// Most leaves of one tree. Real checkpoints reach 10^5.
+pub const LEAVES_MAX: usize = 4_000_000;
+
+/// Largest metadata file that is read whole (`_METADATA`, `_sharding`, `_strings.json`, manifests, indexes).
+/// 100,000 leaves need about 30 MB of `_METADATA`.
+pub const METADATA_FILE_BYTES_MAX: u64 = 1 << 30;
+
+/// Largest legacy msgpack file `checkpoint`: it may hold whole arrays.
+pub const MSGPACK_FILE_BYTES_MAX: u64 = 16 << 30;
+
+/// Most values in one legacy msgpack file. A value takes at least one byte there and about 64 bytes decoded.
+pub const MSGPACK_NODES_MAX: usize = 16_000_000;
+
+/// Most directories listed to find out what a directory is. Step roots have thousands of steps; a home directory or a
+/// bare item of very old releases has more children than need be looked at.
+pub const PROBED_DIRS_MAX: usize = 65_536;
+
+/// Deepest nesting of a msgpack or JSON document. Bounds recursion in the parsers (1 KiB of stack a level).
+pub const NESTING_MAX: usize = 256;
+
+/// Largest encoded OCDBT manifest or node. Orbax asks for nodes of at most 10^8 decoded bytes.
+pub const OCDBT_NODE_ENCODED_MAX: u64 = 256 << 20;
+
+/// Largest decoded OCDBT manifest or node body: what Orbax asks for, with room.
+pub const OCDBT_NODE_DECODED_MAX: u64 = 256 << 20;
+
+/// Deepest B+tree. With two entries a node, 2^40 keys need 40 levels.
+pub const OCDBT_HEIGHT_MAX: u8 = 64;
+
+/// Longest key and longest path in an OCDBT database (the format's own limits).
+pub const OCDBT_KEY_BYTES_MAX: u64 = 65_535;
+
+/// Most entries of one node (the format's own limit).
+pub const OCDBT_NODE_ENTRIES_MAX: u64 = 1 << 20;
+
+/// Longest inline value (the format's own limit).
+pub const OCDBT_INLINE_BYTES_MAX: u64 = 1 << 20;
+
+/// Most keys of one database. 100,000 leaves over 64 devices make 6.4 million.
+pub const OCDBT_KEYS_MAX: usize = 64_000_000;
+
+/// Most nodes read in one scan: bounds a tree whose references meet again and again.
+pub const OCDBT_NODES_MAX: usize = 4_000_000;
+
+/// Most bytes that the nodes of one scan may have, as stored and as decoded, together. 64 million keys of 100 bytes
+/// fit; it bounds what a few compressed or repeated nodes can be blown up to.
+pub const OCDBT_TREE_BYTES_MAX: u64 = 8 << 30;
+
+/// Largest `zarr.json` or `.zarray`.
+pub const ZARR_JSON_BYTES_MAX: u64 = 1 << 20;
+
+/// Most chunks (and inner chunks) that one array may have within the wanted region.
+pub const CHUNKS_MAX: u64 = 1 << 26;
+
+/// Most inner chunks of one zarr shard: bounds its index to 1 GiB.
+pub const INNER_CHUNKS_MAX: u64 = 1 << 26;
+
+/// Most codecs of one chain. Real chains have one to three.
+pub const CODEC_CHAIN_MAX: usize = 16;
+
+/// Largest window of a zstd frame, as a power of two: 128 MiB, where the reference decoder stops by default.
+pub const ZSTD_WINDOW_LOG_MAX: u32 = 27;
+
+/// Largest safetensors header, the reference implementation's own limit.
+pub const SAFETENSORS_HEADER_BYTES_MAX: u64 = 100_000_000;
+
+/// Most files of one sharded safetensors model.
+pub const SAFETENSORS_FILES_MAX: usize = 65_536;
+
+/// First read of a safetensors file: holds the length and nearly every header, so that one read a file is enough.
+pub const SAFETENSORS_HEAD_BYTES: u64 = 128 << 10;
+
+/// Most entries listed in one directory of a checkpoint.
+pub const DIR_ENTRIES_MAX: usize = 4_000_000;
+
+/// Most devices of one mesh.
+pub const DEVICES_MAX: u64 = 1 << 20;
+
+/// Largest array, in bytes of its target dtype: offsets must stay within `i64`.
+pub const ARRAY_BYTES_MAX: u64 = 1 << 60;
+
+/// Default of the staging memory beyond the results of a load, in bytes.
+pub const STAGING_BYTES_DEFAULT: u64 = 256 << 20;
+
+/// Size of one staging slot: a read, a slab of decoded bytes. 4 MiB is where reads and copies reach full speed.
+pub const SLOT_BYTES: usize = 4 << 20;
+
+/// Fewest staging slots with which a load runs: one being read, one being decoded from, one decoded into.
+pub const SLOTS_MIN: usize = 3;
+
+/// Default gap under which two neighbouring reads are merged: about latency times bandwidth of a local disk
+/// (100 us x 7 GB/s = 0.7 MB).
+pub const MERGE_GAP_BYTES_DEFAULT: u64 = 512 << 10;
+
+/// Most separate byte ranges that one chunk's partial read may be cut into before the gap is widened.
+pub const RANGES_PER_CHUNK_MAX: u64 = 1 << 16;
+
+/// Threads that issue positioned reads by default. Two saturate a page cache, four a local disk.
+pub const READER_THREADS_DEFAULT: usize = 4;
+
+/// How many nearest names an error lists.
+pub const NEAREST_NAMES_MAX: usize = 3;
+
+/// How many lines of one kind an error lists before it counts the rest.
+pub const ERROR_LINES_MAX: usize = 50;

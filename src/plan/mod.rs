@@ -1,0 +1,382 @@
+//! Mesh, spec and view to reads, decodes and placements.
+//!
+//! ```text
+//!   stored arrays + target leaves ──► demands: which box of which stored array goes to which shard
+//!                  per stored array ──► per chunk ──► unit: what is read and decoded in one go
+//!                                                      └─ placements: box of the unit ─► box of a shard
+//!                            units ──► batches: neighbouring units read by one request, in order
+//! ```
+//!
+//! A [`Plan`] exists completely before the first data byte is read. It is deterministic and says what will be read,
+//! decoded and held; [`explain`] prints it. Every stored unit that is wanted appears once, whatever number of devices
+//! want parts of it.
+//!
+//! Must not know: how bytes are read (it asks through [`Asker`](crate::need::Asker) for sizes and shard indexes), how they
+//! are decoded or cast, where results live.
+
+mod build;
+pub mod explain;
+mod mesh;
+mod ranges;
+pub mod svg;
+mod view;
+
+use std::ops::Range;
+use std::sync::Arc;
+
+use bytes::Bytes;
+
+pub use build::build;
+pub use mesh::{Device, Mesh, MeshDevice, Process, Sharding, Spec};
+pub use ranges::Slabs;
+pub use view::{Piece, View};
+
+use crate::dtype::{CastPolicy, DType};
+use crate::keypath::KeyPath;
+use crate::kv;
+use crate::relpath::RelPath;
+use crate::shape::Region;
+use crate::zarr::{ArrayMeta, ByteCodec, Endian, IndexLocation};
+
+/// A stored array: what it is and where its values are.
+#[derive(Clone, Debug)]
+pub struct StoredArray {
+    /// The name under which it is stored, for messages.
+    pub name: String,
+    /// Shape, type, chunks, codecs.
+    pub meta: Arc<ArrayMeta>,
+    /// Where its chunks are.
+    pub values: Values,
+    /// Whether a missing chunk is an error (the writer says that it stored every chunk), not a chunk of fill values.
+    pub every_chunk_stored: bool,
+}
+
+/// Where the chunks of a stored array are.
+#[derive(Clone, Debug)]
+pub enum Values {
+    /// Under keys of a database, after this prefix.
+    Keys {
+        /// The database.
+        index: Arc<kv::Index>,
+        /// What stands before the chunk's own key: `params.w/`.
+        prefix: Vec<u8>,
+    },
+    /// One file a chunk below this directory.
+    Directory(RelPath),
+    /// The only chunk is this range of a file.
+    Extent {
+        /// The file.
+        path: RelPath,
+        /// First byte.
+        offset: u64,
+        /// Number of bytes.
+        len: u64,
+    },
+}
+
+/// One array that is wanted.
+#[derive(Clone, Debug)]
+pub struct Want {
+    /// What the caller calls it.
+    pub path: KeyPath,
+    /// How it lies in stored arrays.
+    pub view: View,
+    /// Wanted extents: what the view lacks is padded at the high end, what it has beyond is cut off.
+    pub shape: Vec<u64>,
+    /// Wanted element type.
+    pub dtype: DType,
+    /// Who holds what.
+    pub sharding: Sharding,
+    /// The padding element, in the wanted type.
+    pub pad: Vec<u8>,
+    /// What happens to values that the wanted type cannot hold.
+    pub policy: CastPolicy,
+    /// Leaves of a lower number are read first.
+    pub priority: u32,
+}
+
+/// When checksums are checked.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum Verify {
+    /// Wherever a unit is read whole.
+    #[default]
+    Auto,
+    /// Always: a unit with a checksum is read whole even when a part would do.
+    Full,
+    /// Never.
+    Off,
+}
+
+/// What a plan may use.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Limits {
+    /// Staging memory beyond the results, in bytes.
+    pub staging_bytes: u64,
+    /// Size of one staging slot: the largest read and the largest slab, in bytes.
+    pub slot_bytes: u64,
+    /// How many workers decode at once; each needs a slot to decode into.
+    pub workers: u32,
+    /// Reads whose gap is at most this are merged, in bytes.
+    pub merge_gap_bytes: u64,
+    /// When checksums are checked.
+    pub verify: Verify,
+}
+
+/// What a decoder of a chain holds in memory beside its input and output, in bytes, given the encoded and decoded length.
+/// The caller supplies it: how bytes are decoded is not this folder's business.
+pub type DecoderCost = fn(&[ByteCodec], u64, u64) -> u64;
+
+/// Everything a load will do.
+#[derive(Clone, Debug)]
+pub struct Plan {
+    /// What was wanted, in the caller's order.
+    pub leaves: Vec<PlannedLeaf>,
+    /// Distinct local shards: one a leaf and region, whatever number of devices hold it.
+    pub shards: Vec<PlannedShard>,
+    /// The arrays that units belong to.
+    pub arrays: Vec<UnitArray>,
+    /// Files that units read.
+    pub files: Vec<RelPath>,
+    /// What is read and decoded in one go, in the order of work.
+    pub units: Vec<Unit>,
+    /// Requests, in the order of work; together they name every unit once.
+    pub batches: Vec<Batch>,
+    /// Under what limits this was planned.
+    pub limits: Limits,
+}
+
+/// One wanted array and what it costs.
+#[derive(Clone, Debug)]
+pub struct PlannedLeaf {
+    /// What the caller calls it.
+    pub path: KeyPath,
+    /// Global extents.
+    pub shape: Vec<u64>,
+    /// Element type.
+    pub dtype: DType,
+    /// Who holds what.
+    pub sharding: Sharding,
+    /// For every device of the mesh its part and, for local devices, the shard in [`Plan::shards`].
+    pub parts: Vec<Part>,
+    /// What happens to values that the type cannot hold.
+    pub policy: CastPolicy,
+    /// Bytes of the whole array in its wanted type, counted once.
+    pub bytes_logical: u64,
+    /// Stored bytes that some local shard needs. Of an uncompressed chunk the needed elements, else the whole unit.
+    pub bytes_needed: u64,
+    /// Bytes that its units decode to.
+    pub bytes_decoded: u64,
+    /// Bytes that its units read, gaps between them not counted.
+    pub bytes_read: u64,
+    /// Units that it takes part in.
+    pub units: u64,
+}
+
+/// What one device of the mesh holds of a leaf.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Part {
+    /// Which elements.
+    pub region: Region,
+    /// Its memory, if the device belongs to this process.
+    pub shard: Option<u32>,
+}
+
+/// One local shard.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PlannedShard {
+    /// The leaf it belongs to.
+    pub leaf: u32,
+    /// Which elements of the leaf.
+    pub region: Region,
+    /// Positions of the local devices that hold it.
+    pub devices: Vec<u32>,
+    /// Its size.
+    pub bytes: u64,
+    /// The element to fill it with first; `None` when units cover it completely.
+    pub init: Option<Vec<u8>>,
+}
+
+/// What units of one stored array have in common.
+#[derive(Clone, Debug)]
+pub struct UnitArray {
+    /// The stored name.
+    pub name: String,
+    /// Stored type.
+    pub dtype: DType,
+    /// Byte order of stored elements.
+    pub endian: Endian,
+    /// How a unit is decoded.
+    pub codecs: Arc<[ByteCodec]>,
+    /// The element of what is not stored, in memory form.
+    pub fill: Bytes,
+    /// Whether something that is not stored is an error.
+    pub every_chunk_stored: bool,
+    /// Set when a unit is a whole zarr shard with one inner chunk: its index stands in the value.
+    pub single: Option<SingleShard>,
+}
+
+/// The index of a zarr shard that holds exactly one inner chunk.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SingleShard {
+    /// Where the index stands.
+    pub location: IndexLocation,
+    /// Its byte order.
+    pub endian: Endian,
+    /// Whether a CRC-32C follows it.
+    pub crc32c: bool,
+}
+
+/// What is read and decoded in one go: a chunk, an inner chunk, or a byte range of an uncompressed one.
+#[derive(Clone, Debug)]
+pub struct Unit {
+    /// The array, in [`Plan::arrays`].
+    pub array: u32,
+    /// Grid position of the chunk.
+    pub chunk: Vec<u64>,
+    /// Which inner chunk, if the chunk is a zarr shard of several.
+    pub inner: Option<u64>,
+    /// Where the stored bytes are.
+    pub source: Source,
+    /// Extents of the unit in stored order. Decoded elements lie row-major in it.
+    pub shape: Vec<u64>,
+    /// How many bytes of that box lie before the first byte of the source, when only a range of it is read.
+    pub skip: u64,
+    /// Length in bytes once decoded.
+    pub decoded_bytes: u64,
+    /// Whether the stored unit is read whole, so that its checksums can be checked.
+    pub whole: bool,
+    /// Whether the value is a whole shard whose index must be followed ([`UnitArray::single`]).
+    pub indexed: bool,
+    /// Memory that the decoder holds while it runs, in bytes.
+    pub working_bytes: u64,
+    /// Where the elements go.
+    pub placements: Vec<Placement>,
+}
+
+/// Where the stored bytes of a unit are.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Source {
+    /// In a file of [`Plan::files`].
+    File {
+        /// Which file.
+        file: u32,
+        /// First byte.
+        offset: u64,
+        /// Number of bytes.
+        len: u64,
+    },
+    /// In the metadata.
+    Inline(Bytes),
+    /// Not stored: every element is this one (in the stored type, memory form).
+    Fill(Bytes),
+}
+
+/// Where a box of a unit goes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Placement {
+    /// The shard, in [`Plan::shards`].
+    pub shard: u32,
+    /// Which elements of the unit.
+    pub region: Region,
+    /// For every dimension of the unit the distance, in elements, of neighbours in the shard.
+    pub strides: Vec<u64>,
+    /// Where in the shard the region's first element goes, in elements.
+    pub start: u64,
+}
+
+/// One request and the units it serves; or units that need no request.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Batch {
+    /// What is read; `None` for inline and fill units.
+    pub read: Option<ReadRange>,
+    /// Positions in [`Plan::units`].
+    pub units: Range<u32>,
+}
+
+/// A byte range of a file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ReadRange {
+    /// Which file of [`Plan::files`].
+    pub file: u32,
+    /// First byte.
+    pub offset: u64,
+    /// Number of bytes.
+    pub len: u64,
+}
+
+impl Unit {
+    /// Number of stored bytes; 0 for fill units.
+    pub fn stored_bytes(&self) -> u64 {
+        match &self.source {
+            Source::File { len, .. } => *len,
+            Source::Inline(bytes) => bytes.len() as u64,
+            Source::Fill(_) => 0,
+        }
+    }
+}
+
+impl Placement {
+    /// The part of this placement inside a slab of its unit.
+    pub fn clip(&self, slab: &Region) -> Option<Self> {
+        let region = self.region.intersect(slab)?;
+        let moved: u64 =
+            (0..region.rank()).map(|dim| (region.start[dim] - self.region.start[dim]) * self.strides[dim]).sum();
+        Some(Self { shard: self.shard, region, strides: self.strides.clone(), start: self.start + moved })
+    }
+}
+
+impl Plan {
+    /// The memory of this process that results take, replicas on one host counted once, in bytes.
+    pub fn result_bytes(&self) -> u64 {
+        self.shards.iter().map(|shard| shard.bytes).sum()
+    }
+
+    /// Bytes requested from files: what units need and the gaps that merging bridges.
+    pub fn bytes_read(&self) -> u64 {
+        self.batches.iter().filter_map(|batch| batch.read).map(|read| read.len).sum()
+    }
+
+    /// Number of requests, large units cut into slots.
+    pub fn requests(&self) -> u64 {
+        let reads = self.batches.iter().filter_map(|batch| batch.read);
+        reads.map(|read| read.len.div_ceil(self.limits.slot_bytes.max(1)).max(1)).sum()
+    }
+
+    /// Stored bytes that some local shard needs.
+    pub fn bytes_needed(&self) -> u64 {
+        self.leaves.iter().map(|leaf| leaf.bytes_needed).sum()
+    }
+
+    /// Bytes that are decoded, raw bytes included.
+    pub fn bytes_decoded(&self) -> u64 {
+        self.units.iter().filter(|unit| !matches!(unit.source, Source::Fill(_))).map(|unit| unit.decoded_bytes).sum()
+    }
+
+    /// Target bytes of all leaves, counted once.
+    pub fn bytes_logical(&self) -> u64 {
+        self.leaves.iter().map(|leaf| leaf.bytes_logical).sum()
+    }
+
+    /// The most staging memory that is in use at once, in bytes: the budget, or less when there is less to do.
+    pub fn staging_bytes(&self) -> u64 {
+        let slots = self.limits.slot_bytes * (u64::from(self.limits.workers) + self.requests());
+        let working: u64 = self.units.iter().map(|unit| unit.working_bytes).max().unwrap_or(0);
+        (slots + working * u64::from(self.limits.workers)).min(self.limits.staging_bytes)
+    }
+
+    /// Result bytes of every device of this process, by position in the mesh of the leaf.
+    pub fn device_bytes(&self) -> Vec<(Device, u64)> {
+        let mut bytes: Vec<(Device, u64)> = Vec::new();
+        for leaf in &self.leaves {
+            for position in leaf.sharding.mesh.local() {
+                let device = leaf.sharding.mesh.devices()[position].device;
+                let size = leaf.parts[position].region.volume() * leaf.dtype.size() as u64;
+                match bytes.iter_mut().find(|(have, _)| *have == device) {
+                    Some((_, total)) => *total += size,
+                    None => bytes.push((device, size)),
+                }
+            }
+        }
+        bytes
+    }
+}

@@ -1,0 +1,558 @@
+//! Leaves and stored arrays of one item: layout, database and array metadata put together.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use bytes::Bytes;
+
+use super::inline::{read_elements, whole_wants};
+use super::value::Value;
+use crate::dtype::DType;
+use crate::error::{Error, Result};
+use crate::io::Root;
+use crate::keypath::{Key, KeyPath};
+use crate::kv::{self, Index, ocdbt};
+use crate::layout::orbax::metadata::{Container, ValueType};
+use crate::layout::orbax::msgpack::Node;
+use crate::layout::orbax::sharding::{SavedMesh, SavedSharding};
+use crate::layout::orbax::tree::{StoredKind, StoredLeaf, TreeItem, TreeRead, read_tree};
+use crate::layout::safetensors;
+use crate::limits::{CHUNKS_MAX, LEAVES_MAX, ZARR_JSON_BYTES_MAX};
+use crate::need::{Answer, Asker, DirEntry, EntryKind, Need, unfit};
+use crate::plan::{StoredArray, Values};
+use crate::relpath::RelPath;
+use crate::shape::{Region, element_count};
+use crate::zarr::{ArrayMeta, ByteCodec, Chunk, ChunkKeys, Endian, Grid, Layout, parse_v2, parse_v3};
+
+/// What one item holds.
+#[derive(Debug, Default)]
+pub(super) struct Catalog {
+    pub(super) leaves: Vec<LeafInfo>,
+    pub(super) arrays: Vec<StoredArray>,
+    pub(super) meshes: Vec<Arc<SavedMesh>>,
+    pub(super) custom_metadata: Option<serde_json::Value>,
+    pub(super) notes: Vec<Error>,
+}
+
+/// One leaf of a checkpoint.
+#[derive(Clone, Debug)]
+pub struct LeafInfo {
+    /// Where it lies in the tree.
+    pub path: KeyPath,
+    /// What it is.
+    pub kind: LeafKind,
+    /// How it was laid out over devices when it was saved, where that is known.
+    pub saved: Option<SavedSpec>,
+}
+
+/// What a leaf is.
+#[non_exhaustive]
+#[derive(Clone, Debug)]
+pub enum LeafKind {
+    /// An array, by its position in [`Checkpoint::arrays`](super::Checkpoint::arrays).
+    Array(usize),
+    /// The key data of a typed JAX PRNG key, and the implementation's name.
+    Key(usize, String),
+    /// A number or bool.
+    Scalar {
+        /// Its stored array; `None` when it stands in a metadata file.
+        array: Option<usize>,
+        /// Stored type.
+        dtype: DType,
+        /// Its value.
+        value: Value,
+    },
+    /// A string.
+    Text(String),
+    /// `None`.
+    None,
+    /// An empty container.
+    Empty(Container),
+    /// Something that cannot be read here, and why; the other leaves can.
+    Unreadable(String),
+}
+
+/// How an array was laid out when it was saved. Advisory: any other layout can be asked for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SavedSpec {
+    /// Which of the checkpoint's meshes.
+    pub mesh: usize,
+    /// For every dimension the axes that divide it; may be shorter than the rank.
+    pub spec: Vec<Vec<String>>,
+}
+
+impl LeafKind {
+    /// The name in `ls --json`.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Self::Array(_) => "array",
+            Self::Key(..) => "key",
+            Self::Scalar { .. } => "scalar",
+            Self::Text(_) => "string",
+            Self::None => "none",
+            Self::Empty(_) => "empty",
+            Self::Unreadable(_) => "unreadable",
+        }
+    }
+
+    /// The stored array behind it.
+    pub fn array(&self) -> Option<usize> {
+        match self {
+            Self::Array(array) | Self::Key(array, _) => Some(*array),
+            Self::Scalar { array, .. } => *array,
+            _ => None,
+        }
+    }
+}
+
+/// Reads what an Orbax item directory says about its leaves.
+pub(super) async fn read_orbax(ask: &Asker, dir: &RelPath) -> Result<Catalog> {
+    let tree = read_tree(ask, dir).await?;
+    let listing = match &tree {
+        TreeRead::Tree(item) => &item.listing,
+        TreeRead::NoStructure { listing } => listing,
+    };
+    let store = Store::open(ask, dir, listing).await?;
+    let item = match tree {
+        TreeRead::Tree(item) => *item,
+        TreeRead::NoStructure { listing } => store.item_from_keys(ask, listing).await?,
+    };
+    let mut builder = Builder { store, catalog: Catalog::default() };
+    builder.build(ask, item).await?;
+    Ok(builder.catalog)
+}
+
+/// Where an item's keys are.
+struct Store {
+    dir: RelPath,
+    index: Option<Arc<Index>>,
+}
+
+impl Store {
+    /// The item's own database; else the databases of the processes that wrote it; else files.
+    async fn open(ask: &Asker, dir: &RelPath, listing: &[DirEntry]) -> Result<Self> {
+        let has = |name: &str| listing.iter().any(|entry| entry.name == name);
+        let mut index = None;
+        if has("manifest.ocdbt") {
+            index = ocdbt::scan(ask, dir).await?.map(|database| database.index);
+        } else {
+            let processes =
+                listing.iter().filter(|entry| entry.kind == EntryKind::Dir && entry.name.starts_with("ocdbt.process_"));
+            let roots = processes.map(|entry| dir.join(&entry.name)).collect::<Result<Vec<_>, _>>()?;
+            if !roots.is_empty() {
+                index = ocdbt::scan_processes(ask, &roots).await?.map(|union| union.index);
+            }
+        }
+        Ok(Self { dir: dir.clone(), index: index.map(Arc::new) })
+    }
+
+    /// A tree made from nothing but the stored names, for items without a structure file.
+    async fn item_from_keys(&self, ask: &Asker, listing: Vec<DirEntry>) -> Result<TreeItem> {
+        let mut names: Vec<String> = Vec::new();
+        if let Some(index) = &self.index {
+            for (key, _) in index.entries() {
+                let key = String::from_utf8_lossy(key);
+                if let Some(name) = META_KEYS.iter().find_map(|meta| key.strip_suffix(meta)) {
+                    names.push(name.trim_end_matches('/').to_owned());
+                }
+            }
+        } else {
+            let dirs: Vec<&str> =
+                listing.iter().filter(|entry| entry.kind == EntryKind::Dir).map(|entry| entry.name.as_str()).collect();
+            let mut needs = Vec::new();
+            for name in &dirs {
+                for meta in META_KEYS {
+                    needs.push(Need::Size { path: self.dir.join(name)?.join(meta)? });
+                }
+            }
+            let answers = ask.ask(needs).await?;
+            let found =
+                answers.chunks(META_KEYS.len()).map(|pair| pair.iter().any(|answer| matches!(answer, Answer::Size(_))));
+            names.extend(dirs.iter().zip(found).filter(|(_, found)| *found).map(|(name, _)| (*name).to_owned()));
+        }
+        if names.is_empty() {
+            return Err(Error::not_found("the item has neither structure files nor arrays")
+                .at("item", &self.dir)
+                .expected("`_METADATA`, `checkpoint`, or zarr arrays"));
+        }
+        names.sort();
+        names.dedup();
+        let split = |name: &String| KeyPath::names(name.split('.'));
+        let paths: Vec<KeyPath> = names.iter().map(split).collect();
+        // Sorted by elements, a path that is a prefix of another stands right before it or its siblings.
+        let mut sorted: Vec<&KeyPath> = paths.iter().collect();
+        sorted.sort();
+        let clash = sorted.windows(2).any(|pair| pair[1].0.starts_with(&pair[0].0));
+        let leaf = |(name, path): (String, KeyPath)| StoredLeaf {
+            path: if clash { KeyPath::names([name.as_str()]) } else { path },
+            kind: StoredKind::Stored { name, value_type: None },
+            sharding: None,
+            key_impl: None,
+        };
+        Ok(TreeItem {
+            leaves: names.into_iter().zip(paths).map(leaf).collect(),
+            use_ocdbt: None,
+            use_zarr3: None,
+            every_chunk_stored: false,
+            custom_metadata: None,
+            containers: Vec::new(),
+            collisions: Vec::new(),
+            notes: Vec::new(),
+            listing,
+        })
+    }
+
+    /// The metadata of every named array, in two batches at most: what the database points at or the likelier file name,
+    /// then the other file name.
+    async fn metas(&self, ask: &Asker, names: &[String], zarr3: Option<bool>) -> Result<Vec<Found>> {
+        let mut found: Vec<Option<Found>> = vec![None; names.len()];
+        let mut asked = Vec::new();
+        let mut needs = Vec::new();
+        for (number, name) in names.iter().enumerate() {
+            let Some(index) = &self.index else { continue };
+            let prefix = key_prefix(name);
+            let hit = META_KEYS.iter().find_map(|meta| {
+                let value = index.get(&[prefix.as_slice(), meta.as_bytes()].concat())?;
+                Some((*meta, value))
+            });
+            match hit {
+                None => {}
+                Some((meta, kv::Value::Inline(bytes))) => {
+                    found[number] = Some(Found { meta, bytes: bytes.clone(), in_index: true });
+                }
+                Some((meta, kv::Value::Extent(extent))) => {
+                    if extent.len > ZARR_JSON_BYTES_MAX {
+                        return Err(Error::corrupt("the array's metadata is too large")
+                            .at("array", name)
+                            .found(extent.len));
+                    }
+                    asked.push((number, meta, true));
+                    needs.push(Need::Range {
+                        path: index.file(extent.file).clone(),
+                        offset: extent.offset,
+                        len: extent.len,
+                    });
+                }
+            }
+        }
+        let order = if zarr3 == Some(false) { [META_KEYS[1], META_KEYS[0]] } else { META_KEYS };
+        for meta in order {
+            for (number, name) in names.iter().enumerate() {
+                if found[number].is_none() && !asked.iter().any(|(have, _, index)| *have == number && *index) {
+                    asked.push((number, meta, false));
+                    let path = self.dir.join(name)?.join(meta)?;
+                    needs.push(Need::File { path, max: ZARR_JSON_BYTES_MAX });
+                }
+            }
+            for ((number, meta, in_index), answer) in asked.drain(..).zip(ask.ask(std::mem::take(&mut needs)).await?) {
+                match answer {
+                    Answer::Bytes(bytes) => found[number] = Some(Found { meta, bytes, in_index }),
+                    Answer::Missing if in_index => {
+                        return Err(Error::not_found("a data file of the checkpoint is missing")
+                            .at("array", &names[number])
+                            .hint("the checkpoint is incomplete; copy it again"));
+                    }
+                    Answer::Missing => {}
+                    other => return Err(unfit(Some(&other))),
+                }
+            }
+        }
+        let missing: Vec<String> =
+            names.iter().zip(&found).filter(|(_, found)| found.is_none()).map(|(name, _)| name.clone()).collect();
+        if !missing.is_empty() {
+            return Err(Error::not_found(format!("the metadata names {} arrays that are not stored", missing.len()))
+                .at("item", &self.dir)
+                .expected("`zarr.json` or `.zarray` for each")
+                .lines(missing)
+                .hint("the checkpoint is incomplete; copy it again"));
+        }
+        Ok(found.into_iter().flatten().collect())
+    }
+}
+
+/// One array's metadata and where it was found.
+#[derive(Clone)]
+struct Found {
+    meta: &'static str,
+    bytes: Bytes,
+    in_index: bool,
+}
+
+struct Builder {
+    store: Store,
+    catalog: Catalog,
+}
+
+impl Builder {
+    async fn build(&mut self, ask: &Asker, item: TreeItem) -> Result<()> {
+        if item.leaves.len() > LEAVES_MAX {
+            return Err(Error::corrupt("the tree has too many leaves").expected(LEAVES_MAX).found(item.leaves.len()));
+        }
+        let ambiguous: HashMap<&str, &Vec<KeyPath>> =
+            item.collisions.iter().map(|(name, paths)| (name.as_str(), paths)).collect();
+        let mut names: Vec<String> = Vec::new();
+        for leaf in &item.leaves {
+            if let StoredKind::Stored { name, .. } = &leaf.kind
+                && !ambiguous.contains_key(name.as_str())
+            {
+                names.push(name.clone());
+            }
+        }
+        let found = self.store.metas(ask, &names, item.use_zarr3).await?;
+        let mut found = names.iter().zip(found);
+        let mut meshes: HashMap<Arc<SavedMesh>, usize> = HashMap::new();
+        for leaf in &item.leaves {
+            let kind = match &leaf.kind {
+                StoredKind::Stored { name, .. } if ambiguous.contains_key(name.as_str()) => {
+                    let paths = ambiguous
+                        .get(name.as_str())
+                        .map(|paths| paths.iter().map(KeyPath::to_string).collect::<Vec<_>>());
+                    LeafKind::Unreadable(format!(
+                        "the stored name `{name}` is shared by {}: only one of them was kept when the checkpoint was saved, and nothing tells which",
+                        paths.unwrap_or_default().join(" and ")
+                    ))
+                }
+                StoredKind::Stored { value_type, .. } => {
+                    let Some((name, found)) = found.next() else {
+                        return Err(Error::bug("an array was not looked up"));
+                    };
+                    let array = self.array(name, &found, item.every_chunk_stored)?;
+                    self.stored_kind(array, value_type.as_ref(), leaf.key_impl.as_deref())
+                }
+                StoredKind::Text(text) => LeafKind::Text(text.clone()),
+                StoredKind::None => LeafKind::None,
+                StoredKind::Empty(container) => LeafKind::Empty(*container),
+                StoredKind::Inline(node) => self.inline_kind(&leaf.path, node)?,
+                StoredKind::Unsupported { reason, .. } => LeafKind::Unreadable(reason.clone()),
+            };
+            let saved = match &leaf.sharding {
+                Some(SavedSharding::Named { mesh, spec }) => {
+                    let next = meshes.len();
+                    let number = *meshes.entry(Arc::clone(mesh)).or_insert(next);
+                    Some(SavedSpec { mesh: number, spec: spec.clone() })
+                }
+                _ => None,
+            };
+            self.catalog.leaves.push(LeafInfo { path: leaf.path.clone(), kind, saved });
+        }
+        let mut ordered: Vec<(usize, Arc<SavedMesh>)> =
+            meshes.into_iter().map(|(mesh, number)| (number, mesh)).collect();
+        ordered.sort_by_key(|(number, _)| *number);
+        self.catalog.meshes = ordered.into_iter().map(|(_, mesh)| mesh).collect();
+        self.catalog.custom_metadata = item.custom_metadata;
+        self.catalog.notes = item.notes;
+        Ok(())
+    }
+
+    fn array(&mut self, name: &str, found: &Found, every_chunk_stored: bool) -> Result<usize> {
+        let parse = if found.meta == META_KEYS[0] { parse_v3 } else { parse_v2 };
+        let meta =
+            parse(&found.bytes).map_err(|error| Error::from(error).at("metadata", found.meta).at("array", name))?;
+        let values = match (&self.store.index, found.in_index) {
+            (Some(index), true) => Values::Keys { index: Arc::clone(index), prefix: key_prefix(name) },
+            _ => Values::Directory(self.store.dir.join(name)?),
+        };
+        self.catalog.arrays.push(StoredArray {
+            name: name.to_owned(),
+            meta: Arc::new(meta),
+            values,
+            every_chunk_stored,
+        });
+        Ok(self.catalog.arrays.len() - 1)
+    }
+
+    fn stored_kind(&self, array: usize, value_type: Option<&ValueType>, key_impl: Option<&str>) -> LeafKind {
+        let meta = &self.catalog.arrays[array].meta;
+        if let Some(key_impl) = key_impl {
+            return LeafKind::Key(array, key_impl.to_owned());
+        }
+        match value_type {
+            Some(ValueType::Scalar) | None if meta.shape.is_empty() => {
+                // The value is read when all scalars are known, in one go.
+                LeafKind::Scalar { array: Some(array), dtype: meta.dtype, value: Value::Bool(false) }
+            }
+            _ => LeafKind::Array(array),
+        }
+    }
+
+    /// A value of the legacy msgpack file.
+    fn inline_kind(&mut self, path: &KeyPath, node: &Node) -> Result<LeafKind> {
+        let scalar = |dtype, value| LeafKind::Scalar { array: None, dtype, value };
+        Ok(match node {
+            Node::Nil => LeafKind::None,
+            Node::Bool(value) => scalar(DType::Bool, Value::Bool(*value)),
+            Node::Int(value) => {
+                let dtype = if i64::try_from(*value).is_ok() { DType::Int64 } else { DType::UInt64 };
+                scalar(dtype, Value::Int(*value))
+            }
+            Node::Float(value) => scalar(DType::Float64, Value::Float(*value)),
+            Node::Complex { re, im } => scalar(DType::Complex128, Value::Complex(*re, *im)),
+            Node::Str(text) => LeafKind::Text(text.clone()),
+            Node::Array(inline) if inline.is_scalar => {
+                let mut element = inline.data.to_vec();
+                crate::transform::cpu::normalise(inline.dtype, &mut element)
+                    .map_err(|error| Error::corrupt(error.to_string()).at("leaf", path))?;
+                scalar(inline.dtype, Value::from_element(inline.dtype, &element)?)
+            }
+            Node::Array(inline) => {
+                let name = path.to_string();
+                let meta = plain_meta(inline.dtype, inline.shape.clone(), Vec::new()).ok_or_else(|| {
+                    Error::corrupt("the array's shape is absurd")
+                        .at("leaf", path)
+                        .found(format_args!("{:?}", inline.shape))
+                })?;
+                let key = meta.keys.key(&vec![0; inline.shape.len()]);
+                let index = Index::new(Vec::new(), vec![(Bytes::from(key), kv::Value::Inline(inline.data.clone()))]);
+                let values = Values::Keys { index: Arc::new(index), prefix: Vec::new() };
+                self.catalog.arrays.push(StoredArray { name, meta: Arc::new(meta), values, every_chunk_stored: true });
+                LeafKind::Array(self.catalog.arrays.len() - 1)
+            }
+            Node::Unsupported(what) => LeafKind::Unreadable(what.clone()),
+            other => LeafKind::Unreadable(format!("a msgpack value that is no leaf: {other:?}")),
+        })
+    }
+}
+
+/// Reads the headers of safetensors files: a flat tree, one name a leaf.
+pub(super) async fn read_safetensors(ask: &Asker, source: &safetensors::Source) -> Result<Catalog> {
+    let mut catalog = Catalog::default();
+    let mut custom = serde_json::Map::new();
+    for file in safetensors::read(ask, source).await? {
+        for tensor in file.tensors {
+            let codecs = match safetensors::header::packed_bits(tensor.dtype) {
+                Some(bits) => vec![ByteCodec::Packed { bits }],
+                None => Vec::new(),
+            };
+            let meta = plain_meta(tensor.dtype, tensor.shape.clone(), codecs).ok_or_else(|| {
+                Error::corrupt("the tensor's shape is absurd")
+                    .at("tensor", &tensor.name)
+                    .found(format_args!("{:?}", tensor.shape))
+            })?;
+            let values = Values::Extent { path: file.path.clone(), offset: tensor.offset, len: tensor.len };
+            let array =
+                StoredArray { name: tensor.name.clone(), meta: Arc::new(meta), values, every_chunk_stored: true };
+            let path = KeyPath(vec![Key::Name(tensor.name)]);
+            catalog.leaves.push(LeafInfo { path, kind: LeafKind::Array(catalog.arrays.len()), saved: None });
+            catalog.arrays.push(array);
+        }
+        custom.extend(file.metadata.into_iter().map(|(key, value)| (key, value.into())));
+    }
+    catalog.custom_metadata = (!custom.is_empty()).then(|| custom.into());
+    Ok(catalog)
+}
+
+impl Catalog {
+    /// Reads the values of all scalars at once.
+    pub(super) fn read_scalars(&mut self, root: &Root) -> Result<()> {
+        let scalars: Vec<(usize, usize)> = self
+            .leaves
+            .iter()
+            .enumerate()
+            .filter_map(|(leaf, info)| match info.kind {
+                LeafKind::Scalar { array: Some(array), .. } => Some((leaf, array)),
+                _ => None,
+            })
+            .collect();
+        let wants = whole_wants(&self.arrays, scalars.iter().map(|(_, array)| *array));
+        let elements = read_elements(root, &self.arrays, wants)?;
+        for ((leaf, array), element) in scalars.into_iter().zip(elements) {
+            let read = Value::from_element(self.arrays[array].meta.dtype, &element)?;
+            if let LeafKind::Scalar { value, .. } = &mut self.leaves[leaf].kind {
+                *value = read;
+            }
+        }
+        Ok(())
+    }
+
+    /// The value of an array of one element.
+    pub(super) fn element(&self, root: &Root, array: usize) -> Result<Value> {
+        let stored = &self.arrays[array];
+        if element_count(&stored.meta.shape) != Some(1) || !stored.meta.shape.is_empty() {
+            return Err(Error::invalid("an array of several elements cannot become a scalar")
+                .found(format_args!("{:?}", stored.meta.shape)));
+        }
+        let elements = read_elements(root, &self.arrays, whole_wants(&self.arrays, [array]))?;
+        let element = elements.first().ok_or_else(|| Error::bug("an element was not read"))?;
+        Value::from_element(stored.meta.dtype, element)
+    }
+
+    /// Bytes that the chunks of each array take.
+    pub(super) fn stored_bytes(&self, root: &Root) -> Result<Vec<Option<u64>>> {
+        let mut bytes: Vec<Option<u64>> = vec![Some(0); self.arrays.len()];
+        let mut asked = Vec::new();
+        let mut needs = Vec::new();
+        for (number, array) in self.arrays.iter().enumerate() {
+            match &array.values {
+                Values::Extent { len, .. } => bytes[number] = Some(*len),
+                Values::Keys { index, prefix } => {
+                    let chunks = index.with_prefix(prefix).iter().filter(|(key, _)| {
+                        let below = &key[prefix.len()..];
+                        // An empty prefix, and a name with a `/` in it, have the keys of other arrays below them too.
+                        is_chunk_key(&array.meta, below)
+                    });
+                    bytes[number] = Some(chunks.map(|(_, value)| value.len()).sum());
+                }
+                Values::Directory(dir) => {
+                    let region = Region::whole(&array.meta.shape);
+                    let count = array.meta.grid.chunk_count(&array.meta.shape).filter(|count| *count <= CHUNKS_MAX);
+                    if count.is_none() {
+                        bytes[number] = None;
+                        continue;
+                    }
+                    for position in array.meta.grid.positions(&region) {
+                        asked.push(number);
+                        needs.push(Need::Size { path: dir.join(array.meta.keys.key(&position))? });
+                    }
+                }
+            }
+        }
+        for (number, answer) in asked.into_iter().zip(crate::io::serve(root, &needs)?) {
+            if let (Answer::Size(size), Some(total)) = (answer, &mut bytes[number]) {
+                *total += size;
+            }
+        }
+        Ok(bytes)
+    }
+}
+
+/// Whether a key, relative to an array's prefix, is that of one of its chunks.
+pub(super) fn is_chunk_key(meta: &ArrayMeta, key: &[u8]) -> bool {
+    let Ok(key) = std::str::from_utf8(key) else { return false };
+    let (separator, body) = match meta.keys {
+        ChunkKeys::Default { separator } => match key.strip_prefix('c') {
+            Some("") => return meta.shape.is_empty(),
+            Some(rest) => match rest.strip_prefix(separator) {
+                Some(rest) => (separator, rest),
+                None => return false,
+            },
+            None => return false,
+        },
+        ChunkKeys::V2 { separator } => (separator, key),
+    };
+    let numbers = body.split(separator);
+    let rank = meta.shape.len().max(usize::from(matches!(meta.keys, ChunkKeys::V2 { .. })));
+    numbers.clone().count() == rank
+        && numbers.into_iter().all(|part| !part.is_empty() && part.bytes().all(|b| b.is_ascii_digit()))
+}
+
+/// An array of one uncompressed (or packed) chunk.
+fn plain_meta(dtype: DType, shape: Vec<u64>, codecs: Vec<ByteCodec>) -> Option<ArrayMeta> {
+    let chunk_shape: Vec<u64> = shape.iter().map(|&extent| extent.max(1)).collect();
+    let order = (0..shape.len()).collect();
+    Some(ArrayMeta {
+        grid: Grid::new(chunk_shape)?,
+        shape,
+        dtype,
+        layout: Layout::Plain(Chunk { order, endian: Endian::Little, codecs }),
+        fill: vec![0; dtype.size()],
+        keys: ChunkKeys::V2 { separator: '.' },
+    })
+}
+
+/// What stands before an array's own keys. Names are used verbatim; one that ends in `/` gets no second one.
+fn key_prefix(name: &str) -> Vec<u8> {
+    if name.is_empty() || name.ends_with('/') { name.into() } else { [name.as_bytes(), b"/"].concat() }
+}
+
+/// The keys of array metadata, zarr v3 first.
+const META_KEYS: [&str; 2] = ["zarr.json", ".zarray"];

@@ -1,0 +1,210 @@
+//! An open checkpoint: what is in it, without a byte of data read.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use super::catalog::{Catalog, LeafInfo, read_orbax, read_safetensors};
+use super::land::decoder_cost;
+use super::target::Target;
+use crate::error::{Error, Result};
+use crate::io::{Root, serve};
+use crate::layout::{self, Description, Entry, Format, Item, ItemKind, StepChoice, default_item};
+use crate::need::{Asker, Machine};
+use crate::plan::{self, Limits, Plan, StoredArray};
+
+/// How to open a checkpoint.
+#[derive(Clone, Debug, Default)]
+pub struct OpenOptions {
+    /// Which item; `None` for `state`, `pytree`, `default`, `params`, or the only tree.
+    pub item: Option<String>,
+    /// Which step of a root of steps.
+    pub step: StepChoice,
+    /// Open a directory whose name says that its save was not finished.
+    pub force: bool,
+}
+
+/// An open checkpoint, or one item of it. Cheap to clone.
+#[derive(Clone, Debug)]
+pub struct Checkpoint(Arc<Inner>);
+
+#[derive(Debug)]
+struct Inner {
+    root: Arc<Root>,
+    description: Description,
+    item: Option<String>,
+    catalog: Catalog,
+    opening: Duration,
+}
+
+impl Checkpoint {
+    /// Opens an Orbax checkpoint (any release), a root of steps, or safetensors (a file, an index, a directory).
+    ///
+    /// # Errors
+    /// A path that is missing or holds no checkpoint, an item or step that is not there, metadata that is damaged.
+    pub fn open(path: impl AsRef<Path>, options: &OpenOptions) -> Result<Self> {
+        let start = Instant::now();
+        let shown = path.as_ref().display().to_string();
+        let (root, description) = describe(path.as_ref(), options)?;
+        let (item, catalog) = match (&description.format, &description.safetensors) {
+            (Format::Safetensors, Some(source)) => {
+                let source = source.clone();
+                (None, ask(&root, |asker| async move { read_safetensors(&asker, &source).await })?)
+            }
+            _ => {
+                let item = default_item(&description, options.item.as_deref())
+                    .map_err(|error| error.at("checkpoint", &shown))?;
+                let Item { name, kind, dir } = item.clone();
+                if kind != ItemKind::Tree {
+                    return Err(Error::invalid("the item is no tree of arrays")
+                        .at("item", &name)
+                        .at("checkpoint", path.as_ref().display())
+                        .hint("JSON items are shown by `touchdown ls --json`"));
+                }
+                let catalog = ask(&root, |asker| async move { read_orbax(&asker, &dir).await });
+                (Some(name), catalog.map_err(|error| error.at("checkpoint", &shown))?)
+            }
+        };
+        if catalog.arrays.is_empty() && matches!(description.format, Format::Safetensors) && options.item.is_some() {
+            return Err(Error::invalid("safetensors have no items").hint("leave out --item"));
+        }
+        let mut catalog = catalog;
+        catalog.read_scalars(&root)?;
+        Ok(Self(Arc::new(Inner { root: Arc::new(root), description, item, catalog, opening: start.elapsed() })))
+    }
+
+    /// Format, layout, items, steps, custom metadata, timestamps.
+    pub fn description(&self) -> &Description {
+        &self.0.description
+    }
+
+    /// The item whose tree this is; `None` for safetensors, empty for a bare item.
+    pub fn item(&self) -> Option<&str> {
+        self.0.item.as_deref()
+    }
+
+    /// Every leaf, in stored order.
+    pub fn leaves(&self) -> &[LeafInfo] {
+        &self.0.catalog.leaves
+    }
+
+    /// The meshes on which arrays were saved; leaves refer to them by position.
+    pub fn meshes(&self) -> &[Arc<layout::orbax::sharding::SavedMesh>] {
+        &self.0.catalog.meshes
+    }
+
+    /// The user's metadata of the tree or, failing that, of the checkpoint.
+    pub fn custom_metadata(&self) -> Option<&serde_json::Value> {
+        self.0.catalog.custom_metadata.as_ref().or(self.0.description.custom_metadata.as_ref())
+    }
+
+    /// Advice in the checkpoint that could not be used (a damaged `_sharding` file, say).
+    pub fn notes(&self) -> &[Error] {
+        &self.0.catalog.notes
+    }
+
+    /// The whole tree as a target: every leaf as stored, on one CPU device.
+    pub fn target(&self) -> Target {
+        Target::of(self.clone())
+    }
+
+    /// What a load of this target would do, under the default limits.
+    ///
+    /// # Errors
+    /// A target that does not fit the checkpoint; damage that planning meets.
+    pub fn plan(&self, target: &Target) -> Result<Plan> {
+        self.plan_within(target, super::engine::EngineOptions::default().limits()?)
+    }
+
+    /// What a load of this target would do within these limits.
+    ///
+    /// # Errors
+    /// As [`plan`](Self::plan), and units that do not fit the budget.
+    pub fn plan_within(&self, target: &Target, limits: Limits) -> Result<Plan> {
+        let wants = target.wants()?;
+        let arrays = self.arrays();
+        ask(&self.0.root, |asker| async move { plan::build(&asker, arrays, wants, limits, decoder_cost).await })
+            .map_err(|error| error.at("checkpoint", self.0.root.path().display()))
+    }
+
+    /// The stored arrays that views refer to.
+    pub fn arrays(&self) -> &[StoredArray] {
+        &self.0.catalog.arrays
+    }
+
+    /// Bytes that each array's chunks take, or `None` where they were not counted; asks for file sizes where chunks are
+    /// files.
+    ///
+    /// # Errors
+    /// A directory that cannot be read.
+    pub fn stored_bytes(&self) -> Result<Vec<Option<u64>>> {
+        self.0.catalog.stored_bytes(&self.0.root)
+    }
+
+    /// The value of a leaf that has one element.
+    ///
+    /// # Errors
+    /// A leaf of several elements; damage.
+    pub(super) fn element(&self, array: usize) -> Result<super::value::Value> {
+        self.0.catalog.element(&self.0.root, array)
+    }
+
+    pub(super) fn root(&self) -> Arc<Root> {
+        Arc::clone(&self.0.root)
+    }
+
+    pub(super) fn opening(&self) -> Duration {
+        self.0.opening
+    }
+}
+
+/// Opens a path and finds out what it is.
+pub(super) fn describe(path: &Path, options: &OpenOptions) -> Result<(Root, Description)> {
+    let (root, entry) = open_root(path)?;
+    let wanted =
+        layout::Options { entry, name: directory_name(path), step: options.step.clone(), force: options.force };
+    let description = ask(&root, |asker| async move { layout::describe(&asker, &wanted).await })
+        .map_err(|error| error.at("checkpoint", path.display()))?;
+    Ok((root, description))
+}
+
+/// Runs a metadata machine over the files of a directory.
+pub(super) fn ask<'a, T, F>(root: &Root, body: impl FnOnce(Asker) -> F) -> Result<T>
+where
+    F: Future<Output = Result<T>> + Send + 'a,
+{
+    Machine::new(body).drive(|needs| serve(root, &needs))
+}
+
+/// Opens a directory, or the directory of a file.
+pub(super) fn open_root(path: &Path) -> Result<(Root, Entry)> {
+    let metadata = std::fs::metadata(path).map_err(|error| {
+        let errno = rustix::io::Errno::from_io_error(&error);
+        let known = errno.map(|errno| crate::io::io_error(errno, "open"));
+        let error = known.unwrap_or_else(|| Error::not_found("no such path").caused_by(error));
+        match error.kind() {
+            crate::ErrorKind::NotFound => {
+                error.at("path", path.display()).hint("give the directory of a checkpoint or a .safetensors file")
+            }
+            _ => error.at("path", path.display()),
+        }
+    })?;
+    if metadata.is_dir() {
+        return Ok((Root::open(path)?, Entry::Dir));
+    }
+    let name = path.file_name().map(|name| name.to_string_lossy().into_owned());
+    let (Some(name), true) = (name, metadata.is_file()) else {
+        return Err(Error::corrupt("the path is neither a directory nor a regular file").at("path", path.display()));
+    };
+    let parent = match path.parent() {
+        Some(parent) if !parent.as_os_str().is_empty() => parent,
+        _ => Path::new("."),
+    };
+    Ok((Root::open(parent)?, Entry::File(name)))
+}
+
+/// The name of the directory that was given, whatever way it was spelt (`.`, a trailing `/`).
+pub(super) fn directory_name(path: &Path) -> Option<String> {
+    let whole = std::fs::canonicalize(path).ok()?;
+    whole.file_name().map(|name| name.to_string_lossy().into_owned())
+}

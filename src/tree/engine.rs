@@ -1,0 +1,265 @@
+//! The engine: threads, staging memory and budgets, made once and used for many loads.
+//!
+//! ```text
+//!  caller ──load()──► driver thread ──reads──► reader threads ──bytes──► driver ──tasks──► workers (decode, cast, place)
+//!    ▲                    ▲                                                                   │
+//!    └──finished leaves───┴───────────────────── done ◄────────────────────────────────────────┘
+//! ```
+//!
+//! The driver admits work in plan order as the [`Budget`] allows; everything else follows from completions. Loads of one
+//! engine run one after the other. Dropping the engine cancels what is queued, waits for reads in flight and joins its
+//! threads; nothing outlives it.
+
+use std::sync::mpsc::{Sender, channel};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use rayon::{ThreadPool, ThreadPoolBuilder};
+
+use super::checkpoint::Checkpoint;
+use super::job::{Job, Work, run};
+use super::target::Target;
+use crate::error::{Error, ErrorKind, Result};
+use crate::io::{Buffer, PreadReader, Reader, Ring};
+use crate::limits::{MERGE_GAP_BYTES_DEFAULT, READER_THREADS_DEFAULT, SLOT_BYTES, SLOTS_MIN, STAGING_BYTES_DEFAULT};
+use crate::place::{Destination, HostDestination, Memory, ShardSpec};
+use crate::plan::{Limits, Plan, Verify};
+
+/// How an engine works. `Default` suits a local disk.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct EngineOptions {
+    /// Staging memory beyond the results, in bytes; at least a few MiB.
+    pub staging_bytes: u64,
+    /// Workers that decode and place; 0 for one a core.
+    pub threads: usize,
+    /// Threads that read.
+    pub reader_threads: usize,
+    /// Reads whose gap is at most this are merged, in bytes.
+    pub merge_gap_bytes: u64,
+    /// When checksums are checked.
+    pub verify: Verify,
+}
+
+impl Default for EngineOptions {
+    fn default() -> Self {
+        Self {
+            staging_bytes: STAGING_BYTES_DEFAULT,
+            threads: 0,
+            reader_threads: READER_THREADS_DEFAULT,
+            merge_gap_bytes: MERGE_GAP_BYTES_DEFAULT,
+            verify: Verify::Auto,
+        }
+    }
+}
+
+impl EngineOptions {
+    /// How many workers these options mean on this machine.
+    pub fn workers(&self) -> usize {
+        match self.threads {
+            0 => std::thread::available_parallelism().map_or(1, usize::from),
+            threads => threads,
+        }
+    }
+
+    /// The limits under which loads are planned.
+    ///
+    /// # Errors
+    /// A budget too small to work with.
+    pub fn limits(&self) -> Result<Limits> {
+        let workers = self.workers() as u64;
+        // One slot a worker decodes into, the rest is read into; half of the budget is left to decoders' own memory.
+        let slots = workers + SLOTS_MIN as u64;
+        let slot_bytes = (self.staging_bytes / (2 * slots)).min(SLOT_BYTES as u64) / PAGE * PAGE;
+        if slot_bytes < SLOT_BYTES_MIN {
+            let needed = SLOT_BYTES_MIN * 2 * slots;
+            return Err(Error::new(ErrorKind::Budget, "the memory budget is too small")
+                .expected(format_args!("at least {needed} bytes with {workers} workers"))
+                .found(format_args!("{} bytes", self.staging_bytes))
+                .hint(format!("give `--memory {needed}` or more, or fewer `--threads`")));
+        }
+        Ok(Limits {
+            staging_bytes: self.staging_bytes,
+            slot_bytes,
+            workers: u32::try_from(workers).unwrap_or(u32::MAX),
+            merge_gap_bytes: self.merge_gap_bytes,
+            verify: self.verify,
+        })
+    }
+}
+
+/// Threads, staging memory and budgets for loads.
+#[derive(Debug)]
+pub struct Engine {
+    options: EngineOptions,
+    limits: Limits,
+    startup: Duration,
+    jobs: Option<Sender<Work>>,
+    driver: Option<JoinHandle<()>>,
+}
+
+impl Engine {
+    /// Starts an engine.
+    ///
+    /// # Errors
+    /// A budget too small to work with, or a system that starts no more threads.
+    pub fn new(options: EngineOptions) -> Result<Self> {
+        let start = Instant::now();
+        let limits = options.limits()?;
+        let no_threads = |error: Box<dyn std::error::Error + Send + Sync>| {
+            Error::new(ErrorKind::Io, "the system starts no more threads").caused_by(error)
+        };
+        let pool: ThreadPool = ThreadPoolBuilder::new()
+            .num_threads(options.workers())
+            .thread_name(|index| format!("touchdown-work-{index}"))
+            .build()
+            .map_err(|error| no_threads(error.into()))?;
+        let mut reader: Box<dyn Reader> = Box::new(PreadReader::new(options.reader_threads)?);
+        let ring = Ring::new(usize::try_from(limits.slot_bytes).unwrap_or(SLOT_BYTES));
+        let (jobs, queue) = channel::<Work>();
+        let driver = std::thread::Builder::new()
+            .name("touchdown-driver".to_owned())
+            .spawn(move || {
+                while let Ok(work) = queue.recv() {
+                    run(work, reader.as_mut(), &pool, &ring);
+                }
+            })
+            .map_err(|error| no_threads(error.into()))?;
+        Ok(Self { options, limits, startup: start.elapsed(), jobs: Some(jobs), driver: Some(driver) })
+    }
+
+    /// What it was started with.
+    pub fn options(&self) -> &EngineOptions {
+        &self.options
+    }
+
+    /// The limits under which it plans.
+    pub fn limits(&self) -> Limits {
+        self.limits
+    }
+
+    /// How long starting took: threads now, pinned memory and device contexts where there are devices.
+    pub fn startup(&self) -> Duration {
+        self.startup
+    }
+
+    /// Loads a target into host memory that is allocated here. Returns at once; see [`Job`].
+    ///
+    /// # Errors
+    /// A target that cannot be planned, or no memory for its shards.
+    pub fn load(&self, checkpoint: &Checkpoint, target: &Target) -> Result<Job> {
+        self.load_to(checkpoint, target, &mut HostDestination)
+    }
+
+    /// Loads a target into memory that a destination gives.
+    ///
+    /// # Errors
+    /// A target that cannot be planned, or a destination that gives no or the wrong memory.
+    pub fn load_to(&self, checkpoint: &Checkpoint, target: &Target, to: &mut dyn Destination) -> Result<Job> {
+        let start = Instant::now();
+        let plan = checkpoint.plan_within(target, self.limits)?;
+        let planned = start.elapsed();
+        let memory = prepare(&plan, to)?;
+        self.start(checkpoint, target, plan, planned, memory)
+    }
+
+    /// Loads a target into memory that the caller lends, one slice for every distinct local shard, and blocks until it is
+    /// full. Nothing else of the result's size is allocated.
+    ///
+    /// # Errors
+    /// As [`load_to`](Self::load_to); a slice of another size than [`ShardSpec::bytes`]; whatever the load fails with. The
+    /// contents of the slices are unspecified then.
+    pub fn fill<'m>(
+        &self,
+        checkpoint: &Checkpoint,
+        target: &Target,
+        mut slot: impl FnMut(&ShardSpec) -> Result<&'m mut [u8]>,
+    ) -> Result<super::state::Report> {
+        struct Lend<'a, F>(&'a mut F);
+        impl<'m, F: FnMut(&ShardSpec) -> Result<&'m mut [u8]>> Destination for Lend<'_, F> {
+            #[allow(unsafe_code)]
+            fn prepare(&mut self, shards: &[ShardSpec]) -> Result<Vec<Memory>> {
+                let lend = |shard: &ShardSpec| {
+                    let slice = (self.0)(shard)?;
+                    let start = std::ptr::NonNull::from(&mut *slice).cast::<u8>();
+                    // SAFETY: the slice is borrowed exclusively for 'm, which outlives `fill`; `fill` returns only after
+                    // the job has ended and its state, the last user of this buffer, is dropped.
+                    Ok(Memory::Host(unsafe { Buffer::foreign(start, slice.len()) }))
+                };
+                shards.iter().map(lend).collect()
+            }
+        }
+        let job = self.load_to(checkpoint, target, &mut Lend(&mut slot))?;
+        let state = job.wait()?;
+        Ok(state.report().clone())
+    }
+
+    fn start(
+        &self,
+        checkpoint: &Checkpoint,
+        target: &Target,
+        plan: Plan,
+        planned: Duration,
+        memory: Vec<Buffer>,
+    ) -> Result<Job> {
+        let (work, job) = Work::new(checkpoint, target, plan, planned, memory, self.limits)?;
+        let sent = self.jobs.as_ref().is_some_and(|jobs| jobs.send(work).is_ok());
+        if sent { Ok(job) } else { Err(Error::bug("the engine's driver has ended")) }
+    }
+}
+
+impl Drop for Engine {
+    fn drop(&mut self) {
+        self.jobs = None;
+        if let Some(driver) = self.driver.take() {
+            // The driver reports through jobs; a panic there has already failed them.
+            let _ = driver.join();
+        }
+    }
+}
+
+/// Asks for the memory of every distinct local shard and checks that it fits.
+fn prepare(plan: &Plan, to: &mut dyn Destination) -> Result<Vec<Buffer>> {
+    let specs: Vec<ShardSpec> = plan
+        .shards
+        .iter()
+        .map(|shard| {
+            let leaf = &plan.leaves[shard.leaf as usize];
+            let position = shard.devices.first().map_or(0, |&position| position as usize);
+            ShardSpec {
+                path: leaf.path.clone(),
+                dtype: leaf.dtype,
+                global_shape: leaf.shape.clone(),
+                region: shard.region.clone(),
+                position,
+                device: leaf.sharding.mesh.devices()[position].device,
+                bytes: shard.bytes,
+            }
+        })
+        .collect();
+    let memory = to.prepare(&specs)?;
+    if memory.len() != specs.len() {
+        return Err(Error::invalid("the destination gave memory for another number of shards")
+            .expected(specs.len())
+            .found(memory.len()));
+    }
+    memory
+        .into_iter()
+        .zip(&specs)
+        .map(|(memory, spec)| {
+            let Memory::Host(buffer) = memory;
+            if buffer.len() as u64 == spec.bytes {
+                return Ok(buffer);
+            }
+            Err(Error::invalid("the destination gave memory of the wrong size")
+                .at("leaf", &spec.path)
+                .expected(format_args!("{} bytes", spec.bytes))
+                .found(format_args!("{} bytes", buffer.len())))
+        })
+        .collect()
+}
+
+/// Granularity of slots: what direct reads and page-locking need.
+const PAGE: u64 = 4096;
+
+/// Smallest useful slot: below this a request costs more than its bytes.
+const SLOT_BYTES_MIN: u64 = 64 << 10;

@@ -1,0 +1,501 @@
+//! One unit of a plan: stored bytes in, elements in their shards out.
+//!
+//! [`Landing`] is what all workers of a load share. A unit that fits a slot is landed in one call; a larger one is a
+//! [`Stream`] that is fed its stored bytes piece by piece and passes them on slab by slab, so that a chunk of any size
+//! needs two slots.
+
+use std::os::unix::fs::FileExt;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Instant;
+
+use crate::decode::{self, Decoder};
+use crate::dtype::DType;
+use crate::error::{Error, Result};
+use crate::io::{OpenFile, Ring, Root, Slot, read_error};
+use crate::plan::{Placement, Plan, SingleShard, Slabs, Source, Unit, UnitArray, Verify};
+use crate::shape::strides;
+use crate::transform::cpu::{OpError, SharedBytes, execute};
+use crate::transform::{Convert, Op};
+use crate::zarr::shard::{ShardError, ShardIndex, index_range};
+use crate::zarr::{ByteCodec, Endian};
+
+/// A load at work: the plan, the memory of its shards, and what is counted on the way.
+#[derive(Debug)]
+pub(super) struct Landing {
+    pub(super) plan: Plan,
+    /// Memory of every shard of the plan.
+    targets: Vec<SharedBytes>,
+    /// Units that a leaf still waits for.
+    pending: Vec<AtomicU64>,
+    /// Lossy elements of every leaf.
+    lossy: Vec<AtomicU64>,
+    /// Time and bytes of decoding and of transforming.
+    pub(super) decode: StageCount,
+    pub(super) transform: StageCount,
+    /// Stored bytes whose unit was read in part, or was not to be checked.
+    unverified: AtomicU64,
+}
+
+/// Busy time and bytes of one stage, added up by all workers.
+#[derive(Debug, Default)]
+pub(super) struct StageCount {
+    pub(super) busy_ns: AtomicU64,
+    pub(super) bytes: AtomicU64,
+}
+
+impl StageCount {
+    pub(super) fn add(&self, since: Instant, bytes: u64) {
+        let ns = u64::try_from(since.elapsed().as_nanos()).unwrap_or(u64::MAX);
+        self.busy_ns.fetch_add(ns, Ordering::Relaxed);
+        self.bytes.fetch_add(bytes, Ordering::Relaxed);
+    }
+}
+
+impl Landing {
+    /// Prepares a load.
+    ///
+    /// # Safety
+    /// `targets` are the memory of `plan.shards`, in order, valid and untouched by others as long as this value exists.
+    #[allow(unsafe_code)]
+    pub(super) unsafe fn new(plan: Plan, targets: Vec<SharedBytes>) -> Self {
+        let mut pending = vec![0u64; plan.leaves.len()];
+        for unit in &plan.units {
+            leaves_of(&plan, unit).into_iter().for_each(|leaf| pending[leaf] += 1);
+        }
+        Self {
+            targets,
+            pending: pending.into_iter().map(AtomicU64::new).collect(),
+            lossy: plan.leaves.iter().map(|_| AtomicU64::new(0)).collect(),
+            decode: StageCount::default(),
+            transform: StageCount::default(),
+            unverified: AtomicU64::new(0),
+            plan,
+        }
+    }
+
+    /// Leaves that no unit belongs to: they are complete once their shards are initialised.
+    pub(super) fn leaves_without_units(&self) -> Vec<usize> {
+        (0..self.pending.len()).filter(|&leaf| self.pending[leaf].load(Ordering::Acquire) == 0).collect()
+    }
+
+    /// Lossy elements of a leaf so far.
+    pub(super) fn lossy(&self, leaf: usize) -> u64 {
+        self.lossy[leaf].load(Ordering::Acquire)
+    }
+
+    /// Stored bytes that no check vouches for.
+    pub(super) fn bytes_unverified(&self) -> u64 {
+        self.unverified.load(Ordering::Acquire)
+    }
+
+    /// Writes the padding element wherever a shard is not covered by units. `zeroed` memory needs no zeros.
+    pub(super) fn initialise(&self, shard: usize, zeroed: bool) {
+        let (planned, target) = (&self.plan.shards[shard], &self.targets[shard]);
+        let Some(element) = &planned.init else { return };
+        if zeroed && element.iter().all(|byte| *byte == 0) {
+            return;
+        }
+        #[allow(unsafe_code)]
+        // SAFETY: shards are initialised before any unit lands, each by one thread.
+        let bytes = unsafe { target.slice_mut(0, target.len()) };
+        bytes.chunks_exact_mut(element.len().max(1)).for_each(|slot| slot.copy_from_slice(element));
+    }
+
+    /// Lands a unit whose stored bytes are all at hand. Returns the leaves that are complete by it.
+    ///
+    /// # Errors
+    /// Bytes that do not decode, with the chunk and the array.
+    pub(super) fn land(&self, unit: &Unit, stored: &[u8], ring: &Arc<Ring>) -> Result<Vec<usize>> {
+        let array = &self.plan.arrays[unit.array as usize];
+        self.land_whole(unit, array, stored, ring).map_err(|error| located(error, unit, array))?;
+        Ok(self.landed(unit))
+    }
+
+    fn land_whole(&self, unit: &Unit, array: &UnitArray, stored: &[u8], ring: &Arc<Ring>) -> Result<()> {
+        if let Source::Fill(element) = &unit.source {
+            return self.fill(unit, array, element);
+        }
+        let stored = match (unit.indexed, array.single) {
+            (true, Some(single)) => match inner_chunk(stored, single)? {
+                Some(inner) => inner,
+                None if array.every_chunk_stored => {
+                    return Err(Error::not_found(
+                        "a shard is empty, although the checkpoint says that every chunk is stored",
+                    ));
+                }
+                None => return self.fill(unit, array, &array.fill),
+            },
+            _ => stored,
+        };
+        let verify = self.plan.limits.verify != Verify::Off;
+        if !unit.whole || !verify {
+            self.unverified.fetch_add(stored.len() as u64, Ordering::Relaxed);
+        }
+        if array.codecs.is_empty() || !unit.whole {
+            expect_len(stored.len() as u64, unit.decoded_bytes)?;
+            return self.place(array, &unit.placements, &strides(&unit.shape), unit.skip, stored);
+        }
+        if let Some(target) = self.direct(unit, array) {
+            let start = Instant::now();
+            decode::decode_all(&array.codecs, stored, target, verify)?;
+            self.decode.add(start, unit.decoded_bytes);
+            return Ok(());
+        }
+        if unit.decoded_bytes <= self.plan.limits.slot_bytes {
+            let mut scratch = ring.slot()?;
+            let decoded = &mut scratch[..usize_of(unit.decoded_bytes)?];
+            let start = Instant::now();
+            decode::decode_all(&array.codecs, stored, decoded, verify)?;
+            self.decode.add(start, unit.decoded_bytes);
+            return self.place(array, &unit.placements, &strides(&unit.shape), 0, decoded);
+        }
+        let mut stream = Stream::new(self, unit, stored.len() as u64, ring)?;
+        stream.feed(self, unit, stored)?;
+        stream.finish(unit)
+    }
+
+    /// The memory of a shard into which a unit can be decoded as it is: same type, same order, nothing left out.
+    #[allow(unsafe_code, clippy::mut_from_ref)]
+    fn direct(&self, unit: &Unit, array: &UnitArray) -> Option<&mut [u8]> {
+        let [placement] = unit.placements.as_slice() else { return None };
+        let convert = self.convert(array, placement);
+        let plain = convert.from == convert.to && !convert.swap && !decode_form_differs(convert.from);
+        let whole = placement.region.extent == unit.shape;
+        let same_order = placement
+            .strides
+            .iter()
+            .zip(strides(&unit.shape))
+            .zip(&unit.shape)
+            .all(|((have, want), extent)| *extent == 1 || *have == want);
+        if !(plain && whole && same_order) {
+            return None;
+        }
+        let target = &self.targets[placement.shard as usize];
+        let size = convert.to.size();
+        let (start, len) = (usize_of(placement.start).ok()? * size, usize_of(unit.decoded_bytes).ok()?);
+        // SAFETY: exactly the elements of this placement, inside the shard by construction of the plan (checked in
+        // `slice_mut`), and placements of a plan are disjoint.
+        Some(unsafe { target.slice_mut(start, len) })
+    }
+
+    fn convert(&self, array: &UnitArray, placement: &Placement) -> Convert {
+        let leaf = &self.plan.leaves[self.plan.shards[placement.shard as usize].leaf as usize];
+        Convert { from: array.dtype, to: leaf.dtype, swap: array.endian == Endian::Big, policy: leaf.policy }
+    }
+
+    /// Writes one element, in memory form, wherever the unit goes.
+    fn fill(&self, unit: &Unit, array: &UnitArray, element: &[u8]) -> Result<()> {
+        let array = UnitArray { endian: Endian::Little, ..array.clone() };
+        self.place(&array, &unit.placements, &vec![0; unit.shape.len()], 0, element)
+    }
+
+    /// Puts boxes of decoded elements into their shards. `source_strides` and `skip_bytes` say how the box lies in `decoded`.
+    fn place(
+        &self,
+        array: &UnitArray,
+        placements: &[Placement],
+        source_strides: &[u64],
+        skip_bytes: u64,
+        decoded: &[u8],
+    ) -> Result<()> {
+        let start = Instant::now();
+        let mut moved = 0;
+        for placement in placements {
+            let convert = self.convert(array, placement);
+            let first: u64 = placement.region.start.iter().zip(source_strides).map(|(at, stride)| at * stride).sum();
+            let skip = skip_bytes / convert.from.size() as u64;
+            let op = Op {
+                extent: placement.region.extent.clone(),
+                source_strides: source_strides.to_vec(),
+                target_strides: placement.strides.clone(),
+                source_start: first.checked_sub(skip).ok_or_else(|| Error::bug("a box lies before its unit"))?,
+                target_start: placement.start,
+                convert,
+            };
+            #[allow(unsafe_code)]
+            // SAFETY: placements of a plan are disjoint, so no other unit writes these elements, and nobody reads them
+            // before the leaf is complete.
+            let lossy = unsafe { execute(&op, decoded, &self.targets[placement.shard as usize]) }.map_err(op_error)?;
+            let leaf = self.plan.shards[placement.shard as usize].leaf as usize;
+            self.lossy[leaf].fetch_add(lossy, Ordering::Relaxed);
+            moved += placement.region.volume() * convert.to.size() as u64;
+        }
+        self.transform.add(start, moved);
+        Ok(())
+    }
+
+    /// Counts a landed unit off; returns the leaves that it completes.
+    pub(super) fn landed(&self, unit: &Unit) -> Vec<usize> {
+        let done = |leaf: &usize| self.pending[*leaf].fetch_sub(1, Ordering::AcqRel) == 1;
+        leaves_of(&self.plan, unit).into_iter().filter(done).collect()
+    }
+}
+
+/// A unit larger than a slot, decoded piece by piece.
+pub(super) struct Stream {
+    decoder: Box<dyn Decoder>,
+    output: Output,
+}
+
+enum Output {
+    /// Straight into the shard; how many bytes are written.
+    Direct(usize),
+    /// Through a slab.
+    Slabs { slabs: Slabs, slab: Option<(crate::shape::Region, u64)>, buffer: Slot, filled: usize },
+}
+
+impl Stream {
+    /// Starts a unit of so many stored bytes.
+    pub(super) fn new(landing: &Landing, unit: &Unit, encoded: u64, ring: &Arc<Ring>) -> Result<Self> {
+        let array = &landing.plan.arrays[unit.array as usize];
+        let verify = landing.plan.limits.verify != Verify::Off;
+        if !verify {
+            landing.unverified.fetch_add(encoded, Ordering::Relaxed);
+        }
+        let decoder = decode::decoder(&array.codecs, encoded, unit.decoded_bytes, verify)?;
+        let output = if landing.direct(unit, array).is_some() {
+            Output::Direct(0)
+        } else {
+            let mut slabs = unit.slabs(array.dtype.size(), landing.plan.limits.slot_bytes);
+            let slab = slabs.next();
+            Output::Slabs { slabs, slab, buffer: ring.slot()?, filled: 0 }
+        };
+        Ok(Self { decoder, output })
+    }
+
+    /// Decodes the next stored bytes, and places every slab that they complete.
+    pub(super) fn feed(&mut self, landing: &Landing, unit: &Unit, mut stored: &[u8]) -> Result<()> {
+        let array = &landing.plan.arrays[unit.array as usize];
+        loop {
+            let start = Instant::now();
+            let step = match &mut self.output {
+                Output::Direct(written) => {
+                    let target =
+                        landing.direct(unit, array).ok_or_else(|| Error::bug("a direct unit lost its target"))?;
+                    let step = self.decoder.step(stored, &mut target[*written..])?;
+                    *written += step.written;
+                    step
+                }
+                Output::Slabs { slab, buffer, filled, .. } => {
+                    let room = match slab {
+                        Some((_, bytes)) => usize_of(*bytes)?,
+                        None => 0,
+                    };
+                    let step = self.decoder.step(stored, &mut buffer[*filled..room])?;
+                    *filled += step.written;
+                    step
+                }
+            };
+            landing.decode.add(start, step.written as u64);
+            stored = &stored[step.read..];
+            let placed = self.place_full_slab(landing, unit, array)?;
+            // Either everything is used up, or the output is complete and the format ignores what follows.
+            if step.read == 0 && step.written == 0 && !placed {
+                return Ok(());
+            }
+        }
+    }
+
+    fn place_full_slab(&mut self, landing: &Landing, unit: &Unit, array: &UnitArray) -> Result<bool> {
+        let Output::Slabs { slabs, slab, buffer, filled } = &mut self.output else { return Ok(false) };
+        let Some((region, bytes)) = slab else { return Ok(false) };
+        if (*filled as u64) < *bytes {
+            return Ok(false);
+        }
+        // Positions in the slab: strides of the whole unit, counted from the slab's first element.
+        let unit_strides = strides(&unit.shape);
+        let first: u64 = region.start.iter().zip(&unit_strides).map(|(at, stride)| at * stride).sum();
+        let clipped: Vec<Placement> = unit.placements.iter().filter_map(|placement| placement.clip(region)).collect();
+        let skip = first * array.dtype.size() as u64;
+        landing.place(array, &clipped, &unit_strides, skip, &buffer[..*filled])?;
+        *slab = slabs.next();
+        *filled = 0;
+        Ok(true)
+    }
+
+    /// Ends the unit: everything was fed.
+    pub(super) fn finish(mut self, unit: &Unit) -> Result<()> {
+        self.decoder.finish()?;
+        let complete = match &self.output {
+            Output::Direct(written) => *written as u64 == unit.decoded_bytes,
+            Output::Slabs { slab, .. } => slab.is_none(),
+        };
+        if complete { Ok(()) } else { Err(Error::corrupt("a chunk decodes to fewer bytes than its shape needs")) }
+    }
+}
+
+/// Reads a unit in pieces of a slot, checks and decodes it, and keeps nothing.
+pub(super) fn check_unit(
+    plan: &Plan,
+    unit: &Unit,
+    file: Option<&OpenFile>,
+    root: &Root,
+    ring: &Arc<Ring>,
+) -> Result<()> {
+    let array = &plan.arrays[unit.array as usize];
+    let mut slot = ring.slot()?;
+    let mut out = ring.slot()?;
+    let mut decoder: Option<Box<dyn Decoder>> = None;
+    let mut written = 0;
+    let mut decode = |stored: &[u8], encoded: u64| -> Result<()> {
+        let mut stored = stored;
+        let whole = unit.whole && !array.codecs.is_empty();
+        if !whole {
+            return memory_form(array.dtype, stored, unit.skip);
+        }
+        let decoder = match &mut decoder {
+            Some(decoder) => decoder,
+            none => none.insert(decode::decoder(&array.codecs, encoded, unit.decoded_bytes, true)?),
+        };
+        loop {
+            // The decoder may write exactly what is missing, so that the format's trailer is read with no output left.
+            let room = usize_of((unit.decoded_bytes - written).min(out.len() as u64))?;
+            let step = decoder.step(stored, &mut out[..room])?;
+            memory_form(array.dtype, &out[..step.written], written)?;
+            written += step.written as u64;
+            stored = &stored[step.read..];
+            if step.read == 0 && step.written == 0 {
+                return Ok(());
+            }
+        }
+    };
+    match (&unit.source, file) {
+        (Source::Fill(_), _) => return Ok(()),
+        (Source::Inline(bytes), _) => {
+            let stored = stored_part(unit, array, bytes)?;
+            if let Some(stored) = stored {
+                decode(stored, stored.len() as u64)?;
+            }
+        }
+        (Source::File { offset, len, .. }, Some(file)) => {
+            let mut at = 0;
+            while at < *len {
+                let part = usize_of((*len - at).min(slot.len() as u64))?;
+                let from = offset + at;
+                file.file()
+                    .read_exact_at(&mut slot[..part], from)
+                    .map_err(|error| read_error(error, &root.shown(file.path()), from, part as u64, file.size()))?;
+                // A shard that carries its own index fits one slot, by the plan.
+                let stored = stored_part(unit, array, &slot[..part])?;
+                if let Some(stored) = stored {
+                    decode(stored, if unit.indexed { stored.len() as u64 } else { *len })?;
+                }
+                at += part as u64;
+            }
+        }
+        (Source::File { .. }, None) => return Err(Error::bug("a unit has no file")),
+    }
+    match decoder {
+        Some(mut decoder) => Ok(decoder.finish()?),
+        None => Ok(()),
+    }
+}
+
+/// The encoded bytes of a unit within its value; `None` if the value says that they are not stored.
+fn stored_part<'v>(unit: &Unit, array: &UnitArray, value: &'v [u8]) -> Result<Option<&'v [u8]>> {
+    match (unit.indexed, array.single) {
+        (true, Some(single)) => match inner_chunk(value, single)? {
+            None if array.every_chunk_stored => {
+                Err(Error::not_found("a shard is empty, although the checkpoint says that every chunk is stored"))
+            }
+            inner => Ok(inner),
+        },
+        _ => Ok(Some(value)),
+    }
+}
+
+/// Checks elements whose bytes are restricted: bools. `at` is the position of the bytes within the unit.
+fn memory_form(dtype: DType, bytes: &[u8], at: u64) -> Result<()> {
+    if dtype != DType::Bool {
+        return Ok(());
+    }
+    match bytes.iter().position(|byte| *byte > 1) {
+        None => Ok(()),
+        Some(index) => {
+            Err(Error::corrupt("a bool is neither 0 nor 1").at("byte", at + index as u64).found(bytes[index]))
+        }
+    }
+}
+
+/// What the planner asks of the decoders.
+pub(super) fn decoder_cost(chain: &[ByteCodec], encoded: u64, decoded: u64) -> u64 {
+    decode::cost(chain, encoded, decoded).working_bytes
+}
+
+/// Errors with the chunk and the array they belong to.
+pub(super) fn located(error: Error, unit: &Unit, array: &UnitArray) -> Error {
+    let error = match unit.inner {
+        Some(inner) => error.at("inner chunk", inner),
+        None => error,
+    };
+    error.at("chunk", format_args!("{:?}", unit.chunk)).at("array", &array.name)
+}
+
+/// The leaves that a unit belongs to.
+fn leaves_of(plan: &Plan, unit: &Unit) -> Vec<usize> {
+    let mut leaves: Vec<usize> =
+        unit.placements.iter().map(|placement| plan.shards[placement.shard as usize].leaf as usize).collect();
+    leaves.sort_unstable();
+    leaves.dedup();
+    leaves
+}
+
+/// The bytes of the only inner chunk of a shard; `None` if it is absent.
+fn inner_chunk(stored: &[u8], single: SingleShard) -> Result<Option<&[u8]>> {
+    let damaged = |error: ShardError| Error::corrupt(error.to_string());
+    let len = stored.len() as u64;
+    let range = index_range(single.location, len, 1, single.crc32c).map_err(damaged)?;
+    let index = stored.get(usize_of(range.start)?..usize_of(range.end)?).unwrap_or_default();
+    let index = ShardIndex::parse(index, 1, single.endian, single.crc32c, len).map_err(damaged)?;
+    let Some((offset, len)) = index.entry(0) else { return Ok(None) };
+    let range = usize_of(offset)?..usize_of(offset + len)?;
+    stored.get(range).map(Some).ok_or_else(|| Error::corrupt("the shard's index points beyond the shard"))
+}
+
+fn expect_len(found: u64, expected: u64) -> Result<()> {
+    if found == expected {
+        return Ok(());
+    }
+    Err(Error::corrupt("a chunk has the wrong size")
+        .expected(format_args!("{expected} bytes"))
+        .found(format_args!("{found} bytes")))
+}
+
+fn usize_of(value: u64) -> Result<usize> {
+    usize::try_from(value).map_err(|_| Error::corrupt("a size does not fit the address space").found(value))
+}
+
+/// Whether decoded elements are not yet in memory form (see `normalise`), or must be checked.
+fn decode_form_differs(dtype: DType) -> bool {
+    matches!(dtype, DType::Bool | DType::Int2 | DType::Int4 | DType::UInt2 | DType::UInt4)
+        || matches!(dtype, DType::Float4E2M1FN | DType::Float6E2M3FN | DType::Float6E3M2FN)
+}
+
+fn op_error(error: OpError) -> Error {
+    match error {
+        OpError::Outside { .. } => Error::bug(error.to_string()),
+        OpError::Cast(cast) => Error::corrupt(cast.to_string()),
+    }
+}
+
+/// Keeps an error of the lowest unit, so that the same damage gives the same message whatever the timing.
+#[derive(Debug, Default)]
+pub(super) struct FirstError(Mutex<Option<(u32, Error)>>);
+
+impl FirstError {
+    pub(super) fn put(&self, unit: u32, error: Error) {
+        let mut first = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if first.as_ref().is_none_or(|(have, _)| unit < *have) {
+            *first = Some((unit, error));
+        }
+    }
+
+    pub(super) fn is_set(&self) -> bool {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).is_some()
+    }
+
+    pub(super) fn take(&self) -> Option<Error> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).take().map(|(_, error)| error)
+    }
+}

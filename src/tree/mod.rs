@@ -1,0 +1,35 @@
+//! What people call: open, target, plan, load.
+//!
+//! ```text
+//!   Checkpoint::open ──► Target (rules) ──► Plan ──► Engine::load ──► Job ──► State
+//!     catalog.rs           target.rs     plan::build   job.rs, land.rs       state.rs
+//! ```
+//!
+//! This folder and `cli` drive I/O; everything before it is told what the bytes are.
+
+mod catalog;
+mod checkpoint;
+mod database;
+pub mod diff;
+mod engine;
+mod inline;
+mod job;
+mod land;
+mod rules;
+mod state;
+mod target;
+mod value;
+pub mod verify;
+
+pub use catalog::{LeafInfo, LeafKind, SavedSpec};
+pub use checkpoint::{Checkpoint, OpenOptions};
+pub use database::Database;
+pub use engine::{Engine, EngineOptions};
+pub use job::{Job, Progress};
+pub use rules::{Filter, Pattern};
+pub use state::{Array, Leaf, Report, Shard, Stage, Stages, State};
+pub use target::{Missing, Otherwise, Take, Target};
+pub use value::{ScalarType, Value};
+
+#[cfg(feature = "cli")]
+pub(crate) use target::Row;

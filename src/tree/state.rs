@@ -1,0 +1,198 @@
+//! What a load leaves behind: a tree of sharded arrays and values, and a report.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use ndarray::ArrayViewD;
+
+use super::value::Value;
+use crate::dtype::DType;
+use crate::error::{Error, Result};
+use crate::io::Buffer;
+use crate::keypath::KeyPath;
+use crate::place::Element;
+use crate::plan::{Device, Sharding};
+use crate::shape::Region;
+
+/// A loaded tree: every leaf that was asked for, in the target's order.
+#[derive(Debug, Default)]
+pub struct State {
+    pub(super) leaves: Vec<(KeyPath, Leaf)>,
+    pub(super) report: Report,
+}
+
+/// One loaded leaf.
+#[non_exhaustive]
+#[derive(Clone, Debug)]
+pub enum Leaf {
+    /// A sharded array.
+    Array(Array),
+    /// A number, bool or string.
+    Value {
+        /// The value.
+        value: Value,
+        /// Its type; `None` for a string.
+        dtype: Option<DType>,
+    },
+    /// `None`.
+    None,
+    /// An empty container: `Dict`, `List`, `Tuple` or `NamedTuple`.
+    Empty(&'static str),
+}
+
+/// A global array, of which this process holds shards.
+#[derive(Clone, Debug)]
+pub struct Array {
+    /// Where it lies in the tree.
+    pub path: KeyPath,
+    /// Global extents.
+    pub shape: Vec<u64>,
+    /// Element type.
+    pub dtype: DType,
+    /// Who holds what.
+    pub sharding: Sharding,
+    /// The implementation's name when the array is the key data of a typed JAX PRNG key.
+    pub key_impl: Option<String>,
+    /// Elements that the cast changed beyond ordinary rounding.
+    pub lossy: u64,
+    pub(super) shards: Vec<Shard>,
+}
+
+/// The part of an array that one device holds.
+#[derive(Clone, Debug)]
+pub struct Shard {
+    /// The device's position in the mesh.
+    pub position: usize,
+    /// The device.
+    pub device: Device,
+    /// Which elements of the array.
+    pub region: Region,
+    pub(super) dtype: DType,
+    pub(super) data: Arc<Buffer>,
+}
+
+/// What a load did.
+#[derive(Clone, Debug, Default)]
+pub struct Report {
+    /// From the call to the last array ready; opening is included where the call opened, engine start-up is not.
+    pub elapsed: Duration,
+    /// Target bytes of all arrays, counted once.
+    pub bytes_logical: u64,
+    /// Stored bytes that some shard needs, before merging.
+    pub bytes_needed: u64,
+    /// Data bytes requested from files.
+    pub bytes_read: u64,
+    /// Bytes that came out of decoding, uncompressed bytes included.
+    pub bytes_decoded: u64,
+    /// Stored bytes that were not checked: parts of units, or everything with verification off.
+    pub bytes_unverified: u64,
+    /// The most host memory held at once: results and staging, by the engine's own count.
+    pub peak_host_bytes: u64,
+    /// Requests made.
+    pub requests: u64,
+    /// Lossy elements of every leaf that has any.
+    pub lossy: BTreeMap<String, u64>,
+    /// Leaves of the checkpoint that the target leaves out.
+    pub skipped: Vec<KeyPath>,
+    /// Leaves of the target that the checkpoint lacks.
+    pub missing: Vec<KeyPath>,
+    /// Result bytes of each local device.
+    pub devices: Vec<(Device, u64)>,
+    /// Where the time went.
+    pub stages: Stages,
+}
+
+/// Busy and blocked time and bytes of every stage. Busy time is summed over threads.
+#[derive(Clone, Debug, Default)]
+#[allow(missing_docs)]
+pub struct Stages {
+    pub open: Stage,
+    pub plan: Stage,
+    pub read: Stage,
+    pub decode: Stage,
+    pub transform: Stage,
+    pub copy: Stage,
+}
+
+/// One stage of a load.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Stage {
+    /// Time at work, summed over threads.
+    pub busy: Duration,
+    /// Time waiting for another stage: reads for memory, workers for bytes.
+    pub blocked: Duration,
+    /// Bytes that came out.
+    pub bytes: u64,
+}
+
+impl State {
+    /// Every leaf, in the target's order.
+    pub fn leaves(&self) -> impl ExactSizeIterator<Item = (&KeyPath, &Leaf)> {
+        self.leaves.iter().map(|(path, leaf)| (path, leaf))
+    }
+
+    /// The leaf whose path prints as this.
+    pub fn leaf(&self, path: &str) -> Option<&Leaf> {
+        self.leaves.iter().find(|(have, _)| have.to_string() == path).map(|(_, leaf)| leaf)
+    }
+
+    /// The array whose path prints as this.
+    ///
+    /// # Errors
+    /// No such leaf, or one that is no array.
+    pub fn array(&self, path: &str) -> Result<&Array> {
+        match self.leaf(path) {
+            Some(Leaf::Array(array)) => Ok(array),
+            Some(_) => Err(Error::invalid("the leaf is no array").at("leaf", path)),
+            None => {
+                let names = self.leaves.iter().map(|(path, _)| path.to_string());
+                Err(super::rules::no_such("leaf", path, names))
+            }
+        }
+    }
+
+    /// What the load did.
+    pub fn report(&self) -> &Report {
+        &self.report
+    }
+}
+
+impl Array {
+    /// The shards of this process, in mesh order. Replicas on devices that share memory share it here too.
+    pub fn shards(&self) -> &[Shard] {
+        &self.shards
+    }
+}
+
+impl Shard {
+    /// The elements, row-major, little-endian; sub-byte types one byte an element.
+    pub fn bytes(&self) -> &[u8] {
+        &self.data
+    }
+
+    /// The elements as values.
+    ///
+    /// # Errors
+    /// A Rust type that does not hold this element type.
+    pub fn as_slice<T: Element>(&self) -> Result<&[T]> {
+        if !T::holds(self.dtype) {
+            return Err(Error::invalid("the shard has another element type")
+                .expected(self.dtype)
+                .found(std::any::type_name::<T>())
+                .hint("load with a cast, or view the bytes"));
+        }
+        bytemuck::try_cast_slice(&self.data)
+            .map_err(|error| Error::invalid(format!("the memory cannot be viewed: {error}")))
+    }
+
+    /// The elements as an `ndarray` view, without a copy.
+    ///
+    /// # Errors
+    /// See [`as_slice`](Self::as_slice).
+    pub fn as_ndarray<T: Element>(&self) -> Result<ArrayViewD<'_, T>> {
+        let shape: Vec<usize> = self.region.extent.iter().map(|&extent| extent as usize).collect();
+        ArrayViewD::from_shape(shape, self.as_slice()?)
+            .map_err(|error| Error::invalid(format!("the shard's shape does not fit ndarray: {error}")))
+    }
+}

@@ -1,0 +1,183 @@
+//! Is a checkpoint intact? Structure and every reference; with `deep` every stored byte is read, checked and decoded.
+
+use std::path::Path;
+use std::sync::Mutex;
+use std::sync::PoisonError;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use super::catalog::LeafKind;
+use super::checkpoint::{Checkpoint, OpenOptions, ask, describe};
+use super::engine::EngineOptions;
+use super::inline::whole_wants;
+use super::land::{check_unit, decoder_cost, located};
+use crate::error::{Error, ErrorKind, Result};
+use crate::io::{Ring, Root, short_file};
+use crate::layout::{Format, ItemKind};
+use crate::plan::{self, Plan, Source, Verify};
+
+/// What [`verify`] finds.
+#[derive(Debug, Default)]
+pub struct Verified {
+    /// Trees looked at.
+    pub items: u64,
+    /// Leaves of all trees.
+    pub leaves: u64,
+    /// Stored units that were checked.
+    pub chunks: u64,
+    /// Their stored bytes.
+    pub bytes_stored: u64,
+    /// Bytes that they decoded to; 0 unless deep.
+    pub bytes_decoded: u64,
+    /// Everything that is wrong, each once.
+    pub problems: Vec<Problem>,
+}
+
+/// One thing that is wrong.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Problem {
+    /// The item it belongs to.
+    pub item: String,
+    /// The leaf or stored array, where it belongs to one.
+    pub leaf: Option<String>,
+    /// The file.
+    pub file: Option<String>,
+    /// The byte in that file.
+    pub offset: Option<u64>,
+    /// Whether values of leaves are lost by it.
+    pub data_affected: bool,
+    /// What is wrong, in one line.
+    pub message: String,
+}
+
+/// Checks a checkpoint: all its trees.
+///
+/// # Errors
+/// A path that is missing or holds no checkpoint, or an environment that fails (permission, I/O); damage is no error here
+/// but a [`Problem`].
+pub fn verify(path: &Path, options: &OpenOptions, deep: bool, engine: &EngineOptions) -> Result<Verified> {
+    let (root, description) = describe(path, options)?;
+    let mut found = Verified::default();
+    let names: Vec<Option<String>> = match (description.format, &options.item) {
+        (Format::Safetensors, _) => vec![None],
+        (_, Some(item)) => vec![Some(item.clone())],
+        _ => description
+            .items
+            .iter()
+            .filter(|item| item.kind == ItemKind::Tree)
+            .map(|item| Some(item.name.clone()))
+            .collect(),
+    };
+    for name in names {
+        let shown = name.clone().unwrap_or_default();
+        let options = OpenOptions { item: name, ..options.clone() };
+        found.items += 1;
+        match Checkpoint::open(path, &options) {
+            Ok(checkpoint) => tree(&checkpoint, &shown, &root, deep, engine, &mut found)?,
+            Err(error) => found.problem(&shown, None, true, error)?,
+        }
+    }
+    Ok(found)
+}
+
+impl Verified {
+    /// Keeps damage as a problem; what is no damage stays an error.
+    fn problem(&mut self, item: &str, leaf: Option<&str>, data_affected: bool, error: Error) -> Result<()> {
+        if !matches!(error.kind(), ErrorKind::Corrupt | ErrorKind::NotFound | ErrorKind::Unsupported) {
+            return Err(error);
+        }
+        let place = |name: &str| error.places().find(|(have, _)| *have == name).map(|(_, place)| place.to_owned());
+        let problem = Problem {
+            item: item.to_owned(),
+            leaf: leaf.map(str::to_owned).or_else(|| place("leaf")).or_else(|| place("array")),
+            file: place("file"),
+            offset: place("offset").and_then(|offset| offset.parse().ok()),
+            data_affected,
+            message: error.to_string(),
+        };
+        if !self.problems.contains(&problem) {
+            self.problems.push(problem);
+        }
+        Ok(())
+    }
+}
+
+fn tree(
+    checkpoint: &Checkpoint,
+    item: &str,
+    root: &Root,
+    deep: bool,
+    engine: &EngineOptions,
+    found: &mut Verified,
+) -> Result<()> {
+    found.leaves += checkpoint.leaves().len() as u64;
+    for note in checkpoint.notes() {
+        found.problem(item, None, false, note.duplicate())?;
+    }
+    let limits = EngineOptions { verify: Verify::Full, ..*engine }.limits()?;
+    let mut plans: Vec<Plan> = Vec::new();
+    for leaf in checkpoint.leaves() {
+        let path = leaf.path.to_string();
+        if let LeafKind::Unreadable(why) = &leaf.kind {
+            found.problem(item, Some(&path), true, Error::corrupt(why.clone()).at("leaf", &path))?;
+        }
+        let Some(array) = leaf.kind.array() else { continue };
+        let wants = whole_wants(checkpoint.arrays(), [array]);
+        let arrays = checkpoint.arrays();
+        match ask(root, |asker| async move { plan::build(&asker, arrays, wants, limits, decoder_cost).await }) {
+            Ok(plan) => plans.push(plan),
+            Err(error) => found.problem(item, Some(&path), true, error.at("leaf", &path))?,
+        }
+    }
+    let units: Vec<(usize, usize)> = plans
+        .iter()
+        .enumerate()
+        .flat_map(|(plan, planned)| (0..planned.units.len()).map(move |unit| (plan, unit)))
+        .collect();
+    let next = AtomicUsize::new(0);
+    let failed: Mutex<Vec<(usize, Error)>> = Mutex::new(Vec::new());
+    let ring = Ring::new(usize::try_from(limits.slot_bytes).unwrap_or(crate::limits::SLOT_BYTES));
+    std::thread::scope(|scope| {
+        for _ in 0..engine.workers().min(units.len()) {
+            scope.spawn(|| {
+                loop {
+                    let number = next.fetch_add(1, Ordering::Relaxed);
+                    let Some(&(plan, unit)) = units.get(number) else { return };
+                    if let Err(error) = check(&plans[plan], unit, root, deep, &ring) {
+                        failed.lock().unwrap_or_else(PoisonError::into_inner).push((number, error));
+                    }
+                }
+            });
+        }
+    });
+    for plan in &plans {
+        found.chunks += plan.units.len() as u64;
+        found.bytes_stored += plan.units.iter().map(plan::Unit::stored_bytes).sum::<u64>();
+        found.bytes_decoded += if deep { plan.bytes_decoded() } else { 0 };
+    }
+    let mut failed = failed.into_inner().unwrap_or_else(PoisonError::into_inner);
+    failed.sort_by_key(|(number, _)| *number);
+    failed.into_iter().try_for_each(|(_, error)| found.problem(item, None, true, error))
+}
+
+/// Checks one unit: that its bytes are there and, if deep, that they decode.
+fn check(plan: &Plan, unit: usize, root: &Root, deep: bool, ring: &std::sync::Arc<Ring>) -> Result<()> {
+    let unit = &plan.units[unit];
+    let array = &plan.arrays[unit.array as usize];
+    let checked = || {
+        let file = match unit.source {
+            Source::File { file, offset, len } => {
+                let path = &plan.files[file as usize];
+                let open = root.file(path)?.ok_or_else(|| {
+                    Error::not_found("a data file of the checkpoint is missing").at("file", root.shown(path))
+                })?;
+                if offset.checked_add(len).is_none_or(|end| end > open.size()) {
+                    return Err(short_file(&root.shown(path), offset, len, open.size()));
+                }
+                Some(open)
+            }
+            Source::Inline(_) | Source::Fill(_) => None,
+        };
+        if deep { check_unit(plan, unit, file.as_ref(), root, ring) } else { Ok(()) }
+    };
+    checked().map_err(|error| located(error, unit, array))
+}

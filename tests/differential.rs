@@ -1,0 +1,202 @@
+//! Random checkpoints written by the real Orbax, loaded in random ways, against what Orbax itself lands
+//! on every device (and, where Orbax cannot, against a second computation: see `tests/orbax`).
+//!
+//! `TOUCHDOWN_DIFFERENTIAL_SEED` and `TOUCHDOWN_DIFFERENTIAL_COUNT` choose other and more checkpoints.
+//! A failure leaves its checkpoint, the expected and the actual dump in place and says where.
+
+mod support;
+
+use std::fs;
+use std::path::Path;
+
+use support::dump::{Comparison, compare_dumps};
+use support::{number_from_environment, python, read_json, run_python, scratch, touchdown};
+
+#[test]
+fn loads_land_what_orbax_lands() {
+    let Some(python) = python("loads_land_what_orbax_lands") else {
+        return;
+    };
+    let seed = number_from_environment("TOUCHDOWN_DIFFERENTIAL_SEED", 1);
+    let count = number_from_environment("TOUCHDOWN_DIFFERENTIAL_COUNT", 60);
+    let folder = scratch("differential");
+    let out = folder.join("cases");
+    let (seed_text, count_text) = (seed.to_string(), count.to_string());
+    let out_text = out.to_str().expect("a target directory with a UTF-8 name");
+    run_python(
+        &python,
+        "oracle.py",
+        [
+            "differential",
+            "--seed",
+            &seed_text,
+            "--count",
+            &count_text,
+            "--out",
+            out_text,
+        ],
+    );
+
+    let index = read_json(&out.join("index.json"));
+    let cases = index["cases"].as_array().expect("index.json lists cases");
+    let (mut compared, mut failures) = (Comparison::default(), Vec::new());
+    for case in cases {
+        let case = case.as_str().expect("a case is a path");
+        match run_case(&out, case) {
+            Ok(comparison) => compared.add(comparison),
+            Err(message) => failures.push(message),
+        }
+    }
+    println!(
+        "seed {seed}: {} loads, {} leaves, {} shards, {} bytes compared; {} arrays by Orbax itself, {} by the reference",
+        cases.len(),
+        compared.leaves,
+        compared.shards,
+        compared.bytes,
+        index["arrays_by_orbax"],
+        index["arrays_by_reference"],
+    );
+    let shown: Vec<&str> = failures.iter().take(10).map(String::as_str).collect();
+    assert!(
+        failures.is_empty(),
+        "{} of {} loads differ (seed {seed}; all is kept below {}):\n{}",
+        failures.len(),
+        cases.len(),
+        out.display(),
+        shown.join("\n")
+    );
+    assert!(
+        compared.leaves > 0 && compared.shards > 0,
+        "nothing was compared"
+    );
+    fs::remove_dir_all(&folder).expect("the cases can be removed");
+}
+
+/// Runs one load as its `args.json` says. An error is a message with the command line that shows it.
+fn run_case(out: &Path, case: &str) -> Result<Comparison, String> {
+    let folder = out.join(case);
+    let plan = read_json(&folder.join("args.json"));
+    let checkpoint = out.join(plan["path"].as_str().expect("args.json has a path"));
+    let got = folder.join("got");
+    let mut args = vec!["load".to_owned(), checkpoint.display().to_string()];
+    let given = plan["args"].as_array().expect("args.json has arguments");
+    args.extend(
+        given
+            .iter()
+            .map(|arg| arg.as_str().expect("an argument is a string").to_owned()),
+    );
+    args.extend(["--dump".to_owned(), got.display().to_string()]);
+
+    let run = touchdown(&args);
+    let told = |what: String| {
+        format!(
+            "  {case}: {what}\n    touchdown {}\n    ({})",
+            quoted(&args),
+            plan["notes"]
+        )
+    };
+    let code = i32::try_from(plan["exit"].as_i64().expect("args.json has an exit code"))
+        .expect("a small exit code");
+    if run.code != Some(code) {
+        return Err(told(format!(
+            "exit {:?}, expected {code}: {}",
+            run.code,
+            run.error()
+        )));
+    }
+    if code != 0 {
+        return match run.stderr.lines().any(|line| line.starts_with("error:")) {
+            true => Ok(Comparison::default()),
+            false => Err(told(format!("no error: line in {:?}", run.stderr))),
+        };
+    }
+    let comparison = compare_dumps(&folder.join("want"), &got);
+    match comparison.differences.first() {
+        None => Ok(comparison),
+        Some(first) => Err(told(format!(
+            "{} differences, first {first}",
+            comparison.differences.len()
+        ))),
+    }
+}
+
+fn quoted(args: &[String]) -> String {
+    let plain = |c: char| c.is_ascii_alphanumeric() || "-_./=,:+@".contains(c);
+    let quote = |arg: &String| match !arg.is_empty() && arg.chars().all(plain) {
+        true => arg.clone(),
+        false => format!("'{}'", arg.replace('\'', r"'\''")),
+    };
+    args.iter().map(quote).collect::<Vec<_>>().join(" ")
+}
+
+/// The comparison itself can fail: every kind of change to a dump is seen.
+#[test]
+fn a_changed_dump_is_seen() {
+    let folder = scratch("changed-dump");
+    let dump = |name: &str, leaf: &str, data: &[u8]| {
+        let dir = folder.join(name);
+        fs::create_dir_all(&dir).expect("a folder");
+        fs::write(
+            dir.join("dump.json"),
+            format!(r#"{{"schema":1,"leaves":[{leaf}]}}"#),
+        )
+        .expect("a dump");
+        fs::write(dir.join("0.bin"), data).expect("a shard");
+        dir
+    };
+    let leaf = r#"{"path":["a",0],"kind":"array","dtype":"float8_e4m3fnuz","shape":[2],"value":null,
+        "shards":[{"device":0,"index":[[0,2]],"file":"0.bin"}]}"#;
+    let scalar =
+        r#"{"path":["s"],"kind":"scalar","dtype":"float64","shape":[],"value":-0.0,"shards":[]}"#;
+    let want = dump("want", leaf, &[0x80, 0x01]);
+    let differences = |got: &Path| compare_dumps(&want, got).differences.len();
+    assert_eq!(differences(&dump("same", leaf, &[0x80, 0x01])), 0);
+    assert_eq!(differences(&dump("byte", leaf, &[0x80, 0x02])), 1);
+    assert_eq!(differences(&dump("short", leaf, &[0x80])), 1);
+    for (old, new) in [
+        (r#"["a",0]"#, r#"["a","0"]"#), // two differences: one missing, one too many
+        (r#""array""#, r#""key""#),
+        ("fnuz", "fn"),
+        (r#""shape":[2]"#, r#""shape":[2,1]"#),
+        ("[[0,2]]", "[[1,3]]"),
+        (r#""device":0"#, r#""device":1"#),
+    ] {
+        let changed = dump("changed", &leaf.replacen(old, new, 1), &[0x80, 0x01]);
+        assert!(differences(&changed) >= 1, "{old} -> {new} was not seen");
+    }
+    let want = dump("want-scalar", scalar, &[]);
+    assert_eq!(compare_dumps(&want, &want).differences.len(), 0);
+    let changed = dump("changed-scalar", &scalar.replace("-0.0", "0.0"), &[]);
+    assert_eq!(compare_dumps(&want, &changed).differences.len(), 1);
+    fs::remove_dir_all(&folder).expect("the scratch directory can be removed");
+}
+
+/// Any NaN is any NaN, of whatever width; zero keeps its sign.
+#[test]
+fn nan_is_a_class_and_zero_has_a_sign() {
+    use support::dump::first_difference;
+    let equal = |dtype, a: &[u8], b: &[u8]| first_difference(dtype, a, b).is_none();
+    assert!(equal("bfloat16", &[0xc0, 0x7f], &[0xe0, 0xff]));
+    assert!(
+        !equal("bfloat16", &[0xc0, 0x7f], &[0x80, 0x7f]),
+        "NaN is not infinity"
+    );
+    assert!(equal("float8_e5m2", &[0x7d], &[0xff]) && !equal("float8_e5m2", &[0x7c], &[0x7d]));
+    assert!(equal("float8_e3m4", &[0x71], &[0xf8]) && !equal("float8_e4m3fn", &[0x7e], &[0x7f]));
+    assert!(!equal(
+        "float32",
+        &0f32.to_le_bytes(),
+        &(-0f32).to_le_bytes()
+    ));
+    let complex = |re: f32, im: f32| [re.to_le_bytes(), im.to_le_bytes()].concat();
+    assert!(equal(
+        "complex64",
+        &complex(1.0, f32::NAN),
+        &complex(1.0, -f32::NAN)
+    ));
+    assert!(!equal(
+        "complex64",
+        &complex(1.0, f32::NAN),
+        &complex(2.0, f32::NAN)
+    ));
+}

@@ -1,0 +1,242 @@
+//! What the integration tests share: the real Orbax as a judge, the binary under test, and the
+//! comparison of what the two say.
+//!
+//! Orbax lives in a virtual environment below `target/`, made once per set of pins
+//! (`tests/requirements.txt`). Where Python or the network is missing, `TOUCHDOWN_SKIP_ORBAX=1` skips
+//! the tests that need it; without the variable they fail, so that a judge is never missing silently.
+
+#![allow(
+    dead_code,
+    reason = "every test binary uses its own part of this module"
+)]
+
+pub mod dump;
+
+use std::ffi::OsStr;
+use std::fs::{self, File};
+use std::hash::{DefaultHasher, Hash, Hasher};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::thread::sleep;
+use std::time::{Duration, Instant};
+
+/// No single call of the binary on test-sized data comes near this; a hang must end the test.
+const TOUCHDOWN_TIMEOUT: Duration = Duration::from_secs(120);
+const SKIP_VARIABLE: &str = "TOUCHDOWN_SKIP_ORBAX";
+
+/// The Python that has the pinned Orbax, or `None` (and a printed line) if the caller is to be skipped.
+///
+/// # Panics
+/// If it cannot be installed: the message names the reason and the variable that skips.
+pub fn python(test: &str) -> Option<PathBuf> {
+    if std::env::var_os(SKIP_VARIABLE).is_some_and(|value| !value.is_empty() && value != "0") {
+        eprintln!("skipped: {test} ({SKIP_VARIABLE} is set)");
+        return None;
+    }
+    match installed_python() {
+        Ok(python) => Some(python),
+        Err(reason) => panic!(
+            "{test}: no Orbax to ask: {reason}; {SKIP_VARIABLE}=1 skips the tests that need it"
+        ),
+    }
+}
+
+/// Runs `tests/orbax/<script>` and returns what it printed.
+///
+/// # Panics
+/// If it fails, with the end of its stderr.
+pub fn run_python<A: AsRef<OsStr>>(
+    python: &Path,
+    script: &str,
+    args: impl IntoIterator<Item = A>,
+) -> String {
+    let script = repository().join("tests/orbax").join(script);
+    let output = Command::new(python)
+        .arg(&script)
+        .args(args)
+        .env("PYTHONDONTWRITEBYTECODE", "1") // the script's folder is part of the source tree
+        .output()
+        .unwrap_or_else(|e| panic!("{}: {e}", python.display()));
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    assert!(
+        output.status.success(),
+        "{} ended with {}:\n{}",
+        script.display(),
+        output.status,
+        tail(&stderr, 30)
+    );
+    String::from_utf8_lossy(&output.stdout).into_owned()
+}
+
+/// What a run of the binary left behind. `code` is `None` if a signal or the timeout ended it.
+#[derive(Debug)]
+pub struct Output {
+    pub code: Option<i32>,
+    pub stdout: String,
+    pub stderr: String,
+}
+
+impl Output {
+    /// The first `error:` line of stderr, or all of it.
+    pub fn error(&self) -> &str {
+        self.stderr
+            .lines()
+            .find(|line| line.starts_with("error:"))
+            .unwrap_or(self.stderr.trim_end())
+    }
+}
+
+/// Runs the binary under test. Output goes through files, so that a full pipe cannot block it.
+pub fn touchdown<A: AsRef<OsStr>>(args: impl IntoIterator<Item = A>) -> Output {
+    let folder = tempfile::tempdir().expect("a temporary directory");
+    let path = |name: &str| folder.path().join(name);
+    let file = |name: &str| File::create(path(name)).expect("a file in the temporary directory");
+    let mut child = Command::new(env!("CARGO_BIN_EXE_touchdown"))
+        .args(args)
+        .stdin(Stdio::null())
+        .stdout(file("stdout"))
+        .stderr(file("stderr"))
+        .spawn()
+        .expect("the binary starts");
+    let start = Instant::now();
+    let mut pause = Duration::from_micros(200);
+    let code = loop {
+        if let Some(status) = child.try_wait().expect("the child can be waited for") {
+            break status.code();
+        }
+        if start.elapsed() > TOUCHDOWN_TIMEOUT {
+            child.kill().expect("the child can be killed");
+            child.wait().expect("a killed child ends");
+            break None;
+        }
+        sleep(pause);
+        pause = (pause * 2).min(Duration::from_millis(20));
+    };
+    let text = |name: &str| {
+        String::from_utf8_lossy(&fs::read(path(name)).expect("the output file")).into_owned()
+    };
+    Output {
+        code,
+        stdout: text("stdout"),
+        stderr: text("stderr"),
+    }
+}
+
+/// A fresh, empty directory below `target/tmp`, named after the test so that a failure can be looked at.
+pub fn scratch(test: &str) -> PathBuf {
+    let folder =
+        Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("{test}-{}", std::process::id()));
+    if folder.exists() {
+        fs::remove_dir_all(&folder).unwrap_or_else(|e| panic!("{}: {e}", folder.display()));
+    }
+    fs::create_dir_all(&folder).unwrap_or_else(|e| panic!("{}: {e}", folder.display()));
+    folder
+}
+
+/// `tests/fixtures/<path>`.
+pub fn fixture(path: &str) -> PathBuf {
+    repository().join("tests/fixtures").join(path)
+}
+
+pub fn read_json(path: &Path) -> serde_json::Value {
+    let text = fs::read_to_string(path).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
+    serde_json::from_str(&text).unwrap_or_else(|e| panic!("{}: {e}", path.display()))
+}
+
+/// An environment variable as a number, for tests whose size can be turned up.
+pub fn number_from_environment(name: &str, default: u64) -> u64 {
+    match std::env::var(name) {
+        Ok(text) => text
+            .parse()
+            .unwrap_or_else(|_| panic!("{name}={text} is not a number")),
+        Err(_) => default,
+    }
+}
+
+fn repository() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+}
+
+/// The environment of the present pins, made if it is missing.
+///
+/// It is built beside its final name and renamed when whole; a lock (freed by the system if its holder
+/// dies) makes other test processes wait for the first one instead of building their own.
+fn installed_python() -> Result<PathBuf, String> {
+    let requirements = repository().join("tests/requirements.txt");
+    let pins = fs::read(&requirements).map_err(|e| format!("{}: {e}", requirements.display()))?;
+    let mut hasher = DefaultHasher::new();
+    pins.hash(&mut hasher);
+    let name = format!("orbax-{:016x}", hasher.finish());
+    let root = Path::new(env!("CARGO_TARGET_TMPDIR"));
+    let (finished, partial) = (root.join(&name), root.join(format!("{name}.partial")));
+    let python = finished.join("bin/python");
+
+    let at = |path: &Path, e: std::io::Error| format!("{}: {e}", path.display());
+    let lock_path = root.join(format!("{name}.lock"));
+    let lock = File::create(&lock_path).map_err(|e| at(&lock_path, e))?;
+    lock.lock().map_err(|e| at(&lock_path, e))?;
+    if finished.exists() {
+        return Ok(python);
+    }
+    eprintln!("installing the pinned Orbax below {}", finished.display());
+    if partial.exists() {
+        fs::remove_dir_all(&partial).map_err(|e| at(&partial, e))?;
+    }
+    run_quietly(
+        Command::new(base_python()?)
+            .args(["-m", "venv"])
+            .arg(&partial),
+    )?;
+    run_quietly(
+        Command::new(partial.join("bin/python"))
+            .args([
+                "-m",
+                "pip",
+                "install",
+                "--quiet",
+                "--disable-pip-version-check",
+                "--no-input",
+                "-r",
+            ])
+            .arg(&requirements),
+    )?;
+    fs::rename(&partial, &finished).map_err(|e| at(&finished, e))?;
+    Ok(python)
+}
+
+/// The pins are for CPython 3.11; a newer one usually has wheels for them too.
+fn base_python() -> Result<&'static str, String> {
+    ["python3.11", "python3"]
+        .into_iter()
+        .find(|python| {
+            Command::new(python)
+                .args([
+                    "-c",
+                    "import venv, sys; sys.exit(sys.version_info < (3, 11))",
+                ])
+                .stderr(Stdio::null())
+                .status()
+                .is_ok_and(|status| status.success())
+        })
+        .ok_or_else(|| "no python3 of version 3.11 or later with venv was found".to_owned())
+}
+
+fn run_quietly(command: &mut Command) -> Result<(), String> {
+    let shown = format!("{command:?}");
+    let output = command.output().map_err(|e| format!("{shown}: {e}"))?;
+    if output.status.success() {
+        return Ok(());
+    }
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    let line = stderr
+        .lines()
+        .rev()
+        .find(|line| !line.trim().is_empty())
+        .unwrap_or("no message");
+    Err(format!("{shown} ended with {}: {line}", output.status))
+}
+
+fn tail(text: &str, lines: usize) -> String {
+    let all: Vec<&str> = text.lines().collect();
+    all[all.len().saturating_sub(lines)..].join("\n")
+}

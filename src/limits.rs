@@ -69,6 +69,9 @@ pub const CHUNKS_MAX: u64 = 1 << 26;
 /// Most inner chunks of one zarr shard: bounds its index to 1 GiB.
 pub const INNER_CHUNKS_MAX: u64 = 1 << 26;
 
+/// Deepest nesting of zarr shards inside shards. Real arrays have one level.
+pub const SHARDING_DEPTH_MAX: usize = 4;
+
 /// Most codecs of one chain. Real chains have one to three.
 pub const CODEC_CHAIN_MAX: usize = 16;
 

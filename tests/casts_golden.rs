@@ -20,15 +20,7 @@ fn every_cast_equals_its_golden_table() {
     };
     let folder = scratch("casts");
     let out = folder.join("tables");
-    run_python(
-        &python,
-        "oracle.py",
-        [
-            "casts",
-            "--out",
-            out.to_str().expect("a UTF-8 target directory"),
-        ],
-    );
+    run_python(&python, "oracle.py", ["casts", "--out", out.to_str().expect("a UTF-8 target directory")]);
 
     let index = read_json(&out.join("index.json"));
     let mut sources = HashMap::new();
@@ -36,19 +28,14 @@ fn every_cast_equals_its_golden_table() {
     let pairs = index["pairs"].as_array().expect("index.json lists pairs");
     for pair in pairs {
         let name = pair["source"].as_str().expect("a pair names its source");
-        let source = sources
-            .entry(name.to_owned())
-            .or_insert_with(|| read(&out.join(name)));
+        let source = sources.entry(name.to_owned()).or_insert_with(|| read(&out.join(name)));
         match check_pair(&out, pair, source) {
             Ok(Checked::Equal(elements)) => compared += elements,
             Ok(Checked::Refused) => refused += 1,
             Err(message) => failures.push(message),
         }
     }
-    println!(
-        "{} casts: {compared} elements compared, {refused} refused as they must be",
-        pairs.len()
-    );
+    println!("{} casts: {compared} elements compared, {refused} refused as they must be", pairs.len());
     assert!(
         failures.is_empty(),
         "{} of {} casts differ:\n{}",
@@ -56,10 +43,7 @@ fn every_cast_equals_its_golden_table() {
         pairs.len(),
         failures[..failures.len().min(40)].join("\n")
     );
-    assert!(
-        compared > 1_000_000 && refused > 0,
-        "hardly anything was compared"
-    );
+    assert!(compared > 1_000_000 && refused > 0, "hardly anything was compared");
     fs::remove_dir_all(&folder).expect("the tables can be removed");
 }
 
@@ -69,51 +53,25 @@ enum Checked {
 }
 
 fn check_pair(out: &Path, pair: &Value, source: &[u8]) -> Result<Checked, String> {
-    let text = |field: &str| {
-        pair[field]
-            .as_str()
-            .unwrap_or_else(|| panic!("{pair}: no {field}"))
-    };
+    let text = |field: &str| pair[field].as_str().unwrap_or_else(|| panic!("{pair}: no {field}"));
     let (from, to) = (text("from"), text("to"));
-    let dtype = |name: &str| {
-        name.parse::<DType>()
-            .unwrap_or_else(|e| panic!("{name} is not understood: {e:?}"))
-    };
+    let dtype = |name: &str| name.parse::<DType>().unwrap_or_else(|e| panic!("{name} is not understood: {e:?}"));
     if pair["refused"] == true {
-        return match convert(
-            dtype(from),
-            dtype(to),
-            CastPolicy::Saturate,
-            source,
-            &mut vec![0; source.len()],
-        ) {
+        return match convert(dtype(from), dtype(to), CastPolicy::Saturate, source, &mut vec![0; source.len()]) {
             Ok(_) => Err(format!("{from} to {to}: done, where it must be refused")),
             Err(_) => Ok(Checked::Refused),
         };
     }
-    let (want, mask) = (
-        read(&out.join(text("result"))),
-        read(&out.join(text("mask"))),
-    );
+    let (want, mask) = (read(&out.join(text("result"))), read(&out.join(text("mask"))));
     // 0xa5: an element that is not written must not look right by chance.
     let mut got = vec![0xa5; want.len()];
-    let lossy = convert(
-        dtype(from),
-        dtype(to),
-        CastPolicy::Saturate,
-        source,
-        &mut got,
-    )
-    .map_err(|e| format!("{from} to {to}: {e:?}"))?;
+    let lossy = convert(dtype(from), dtype(to), CastPolicy::Saturate, source, &mut got)
+        .map_err(|e| format!("{from} to {to}: {e:?}"))?;
 
     let width = want.len() / mask.len();
     let (mut wrong, mut first) = (0, None);
     let judged = if got == want { 0 } else { mask.len() };
-    for (i, judge) in mask[..judged]
-        .iter()
-        .enumerate()
-        .filter(|(_, judge)| **judge != 0)
-    {
+    for (i, judge) in mask[..judged].iter().enumerate().filter(|(_, judge)| **judge != 0) {
         let at = i * width..(i + 1) * width;
         if !elements_equal(to, &want[at.clone()], &got[at.clone()]) {
             wrong += 1;
@@ -122,11 +80,7 @@ fn check_pair(out: &Path, pair: &Value, source: &[u8]) -> Result<Checked, String
     }
     if let Some((i, judge, at)) = first {
         let source_width = source.len() / mask.len();
-        let judge = if judge == 1 {
-            "the reference"
-        } else {
-            "the rule"
-        };
+        let judge = if judge == 1 { "the reference" } else { "the rule" };
         return Err(format!(
             "{from} to {to}: {wrong} of {} differ, first 0x{} gives 0x{}, by {judge} 0x{}",
             mask.len(),
@@ -135,36 +89,22 @@ fn check_pair(out: &Path, pair: &Value, source: &[u8]) -> Result<Checked, String
             hex(&want[at]),
         ));
     }
-    let bound = |field: &str| {
-        pair[field]
-            .as_u64()
-            .unwrap_or_else(|| panic!("{pair}: no {field}"))
-    };
+    let bound = |field: &str| pair[field].as_u64().unwrap_or_else(|| panic!("{pair}: no {field}"));
     let (low, high) = (bound("lossy_min"), bound("lossy_max"));
     if !(low..=high).contains(&lossy) {
-        return Err(format!(
-            "{from} to {to}: {lossy} lossy elements counted, expected {low} to {high}"
-        ));
+        return Err(format!("{from} to {to}: {lossy} lossy elements counted, expected {low} to {high}"));
     }
-    Ok(Checked::Equal(
-        mask.iter().filter(|judge| **judge != 0).count(),
-    ))
+    Ok(Checked::Equal(mask.iter().filter(|judge| **judge != 0).count()))
 }
 
 /// Equal bits, or NaN for NaN; complex elements half by half.
 fn elements_equal(dtype: &str, want: &[u8], got: &[u8]) -> bool {
     let (part, width) = parts(dtype);
-    want.chunks(width)
-        .zip(got.chunks(width))
-        .all(|(a, b)| a == b || (is_nan(part, a) && is_nan(part, b)))
+    want.chunks(width).zip(got.chunks(width)).all(|(a, b)| a == b || (is_nan(part, a) && is_nan(part, b)))
 }
 
 fn hex(little_endian: &[u8]) -> String {
-    little_endian
-        .iter()
-        .rev()
-        .map(|byte| format!("{byte:02x}"))
-        .collect()
+    little_endian.iter().rev().map(|byte| format!("{byte:02x}")).collect()
 }
 
 fn read(path: &Path) -> Vec<u8> {

@@ -23,19 +23,7 @@ fn loads_land_what_orbax_lands() {
     let out = folder.join("cases");
     let (seed_text, count_text) = (seed.to_string(), count.to_string());
     let out_text = out.to_str().expect("a target directory with a UTF-8 name");
-    run_python(
-        &python,
-        "oracle.py",
-        [
-            "differential",
-            "--seed",
-            &seed_text,
-            "--count",
-            &count_text,
-            "--out",
-            out_text,
-        ],
-    );
+    run_python(&python, "oracle.py", ["differential", "--seed", &seed_text, "--count", &count_text, "--out", out_text]);
 
     let index = read_json(&out.join("index.json"));
     let cases = index["cases"].as_array().expect("index.json lists cases");
@@ -65,10 +53,7 @@ fn loads_land_what_orbax_lands() {
         out.display(),
         shown.join("\n")
     );
-    assert!(
-        compared.leaves > 0 && compared.shards > 0,
-        "nothing was compared"
-    );
+    assert!(compared.leaves > 0 && compared.shards > 0, "nothing was compared");
     fs::remove_dir_all(&folder).expect("the cases can be removed");
 }
 
@@ -80,29 +65,14 @@ fn run_case(out: &Path, case: &str) -> Result<Comparison, String> {
     let got = folder.join("got");
     let mut args = vec!["load".to_owned(), checkpoint.display().to_string()];
     let given = plan["args"].as_array().expect("args.json has arguments");
-    args.extend(
-        given
-            .iter()
-            .map(|arg| arg.as_str().expect("an argument is a string").to_owned()),
-    );
+    args.extend(given.iter().map(|arg| arg.as_str().expect("an argument is a string").to_owned()));
     args.extend(["--dump".to_owned(), got.display().to_string()]);
 
     let run = touchdown(&args);
-    let told = |what: String| {
-        format!(
-            "  {case}: {what}\n    touchdown {}\n    ({})",
-            quoted(&args),
-            plan["notes"]
-        )
-    };
-    let code = i32::try_from(plan["exit"].as_i64().expect("args.json has an exit code"))
-        .expect("a small exit code");
+    let told = |what: String| format!("  {case}: {what}\n    touchdown {}\n    ({})", quoted(&args), plan["notes"]);
+    let code = i32::try_from(plan["exit"].as_i64().expect("args.json has an exit code")).expect("a small exit code");
     if run.code != Some(code) {
-        return Err(told(format!(
-            "exit {:?}, expected {code}: {}",
-            run.code,
-            run.error()
-        )));
+        return Err(told(format!("exit {:?}, expected {code}: {}", run.code, run.error())));
     }
     if code != 0 {
         return match run.stderr.lines().any(|line| line.starts_with("error:")) {
@@ -113,10 +83,7 @@ fn run_case(out: &Path, case: &str) -> Result<Comparison, String> {
     let comparison = compare_dumps(&folder.join("want"), &got);
     match comparison.differences.first() {
         None => Ok(comparison),
-        Some(first) => Err(told(format!(
-            "{} differences, first {first}",
-            comparison.differences.len()
-        ))),
+        Some(first) => Err(told(format!("{} differences, first {first}", comparison.differences.len()))),
     }
 }
 
@@ -136,18 +103,13 @@ fn a_changed_dump_is_seen() {
     let dump = |name: &str, leaf: &str, data: &[u8]| {
         let dir = folder.join(name);
         fs::create_dir_all(&dir).expect("a folder");
-        fs::write(
-            dir.join("dump.json"),
-            format!(r#"{{"schema":1,"leaves":[{leaf}]}}"#),
-        )
-        .expect("a dump");
+        fs::write(dir.join("dump.json"), format!(r#"{{"schema":1,"leaves":[{leaf}]}}"#)).expect("a dump");
         fs::write(dir.join("0.bin"), data).expect("a shard");
         dir
     };
     let leaf = r#"{"path":["a",0],"kind":"array","dtype":"float8_e4m3fnuz","shape":[2],"value":null,
         "shards":[{"device":0,"index":[[0,2]],"file":"0.bin"}]}"#;
-    let scalar =
-        r#"{"path":["s"],"kind":"scalar","dtype":"float64","shape":[],"value":-0.0,"shards":[]}"#;
+    let scalar = r#"{"path":["s"],"kind":"scalar","dtype":"float64","shape":[],"value":-0.0,"shards":[]}"#;
     let want = dump("want", leaf, &[0x80, 0x01]);
     let differences = |got: &Path| compare_dumps(&want, got).differences.len();
     assert_eq!(differences(&dump("same", leaf, &[0x80, 0x01])), 0);
@@ -177,26 +139,11 @@ fn nan_is_a_class_and_zero_has_a_sign() {
     use support::dump::first_difference;
     let equal = |dtype, a: &[u8], b: &[u8]| first_difference(dtype, a, b).is_none();
     assert!(equal("bfloat16", &[0xc0, 0x7f], &[0xe0, 0xff]));
-    assert!(
-        !equal("bfloat16", &[0xc0, 0x7f], &[0x80, 0x7f]),
-        "NaN is not infinity"
-    );
+    assert!(!equal("bfloat16", &[0xc0, 0x7f], &[0x80, 0x7f]), "NaN is not infinity");
     assert!(equal("float8_e5m2", &[0x7d], &[0xff]) && !equal("float8_e5m2", &[0x7c], &[0x7d]));
     assert!(equal("float8_e3m4", &[0x71], &[0xf8]) && !equal("float8_e4m3fn", &[0x7e], &[0x7f]));
-    assert!(!equal(
-        "float32",
-        &0f32.to_le_bytes(),
-        &(-0f32).to_le_bytes()
-    ));
+    assert!(!equal("float32", &0f32.to_le_bytes(), &(-0f32).to_le_bytes()));
     let complex = |re: f32, im: f32| [re.to_le_bytes(), im.to_le_bytes()].concat();
-    assert!(equal(
-        "complex64",
-        &complex(1.0, f32::NAN),
-        &complex(1.0, -f32::NAN)
-    ));
-    assert!(!equal(
-        "complex64",
-        &complex(1.0, f32::NAN),
-        &complex(2.0, f32::NAN)
-    ));
+    assert!(equal("complex64", &complex(1.0, f32::NAN), &complex(1.0, -f32::NAN)));
+    assert!(!equal("complex64", &complex(1.0, f32::NAN), &complex(2.0, f32::NAN)));
 }

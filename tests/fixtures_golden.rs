@@ -19,30 +19,16 @@ fn fixtures_load_as_their_true_values() {
     let mut tally = Tally::default();
     for path in fixtures() {
         let expected = read_json(&path.join("expected.json"));
-        let name = path
-            .file_name()
-            .expect("a fixture has a name")
-            .to_string_lossy()
-            .into_owned();
-        let kind = expected["kind"]
-            .as_str()
-            .unwrap_or_else(|| panic!("{name}: no kind"));
+        let name = path.file_name().expect("a fixture has a name").to_string_lossy().into_owned();
+        let kind = expected["kind"].as_str().unwrap_or_else(|| panic!("{name}: no kind"));
         match kind {
             "orbax" | "steps" | "safetensors" => {
                 let values = fs::read(path.join("expected.bin")).unwrap_or_default();
-                let items = expected["items"]
-                    .as_object()
-                    .unwrap_or_else(|| panic!("{name}: no items"));
+                let items = expected["items"].as_object().unwrap_or_else(|| panic!("{name}: no items"));
                 for (item, leaves) in items {
                     let dump = folder.join(format!("{name}-{}", item.replace('/', "-")));
                     let args = arguments(kind, &path.join("ckpt"), item);
-                    tally.check_item(
-                        &format!("{name} [{item}]"),
-                        &args,
-                        &dump,
-                        &leaves["leaves"],
-                        &values,
-                    );
+                    tally.check_item(&format!("{name} [{item}]"), &args, &dump, &leaves["leaves"], &values);
                 }
                 tally.fixtures += 1;
             }
@@ -54,22 +40,9 @@ fn fixtures_load_as_their_true_values() {
         "{} fixtures, {} leaves, {} bytes compared; {} fixtures of other kinds left out",
         tally.fixtures, tally.leaves, tally.bytes, tally.left_out
     );
-    let shown = tally
-        .failures
-        .iter()
-        .take(40)
-        .map(String::as_str)
-        .collect::<Vec<_>>()
-        .join("\n");
-    assert!(
-        tally.failures.is_empty(),
-        "{} failures:\n{shown}",
-        tally.failures.len()
-    );
-    assert!(
-        tally.leaves > 100,
-        "hardly anything was compared: are the fixtures there?"
-    );
+    let shown = tally.failures.iter().take(40).map(String::as_str).collect::<Vec<_>>().join("\n");
+    assert!(tally.failures.is_empty(), "{} failures:\n{shown}", tally.failures.len());
+    assert!(tally.leaves > 100, "hardly anything was compared: are the fixtures there?");
     fs::remove_dir_all(&folder).expect("the dumps can be removed");
 }
 
@@ -83,25 +56,16 @@ fn refused_fixtures_are_refused() {
         if expected["kind"] != "refused" {
             continue;
         }
-        let name = path
-            .file_name()
-            .expect("a fixture has a name")
-            .to_string_lossy()
-            .into_owned();
+        let name = path.file_name().expect("a fixture has a name").to_string_lossy().into_owned();
         // A copy, because a name may have to point to where this repository lies.
         let work = folder.join(&name);
         copy_tree(&path, &work);
         let metadata = work.join("ckpt/_METADATA");
         if let Ok(text) = fs::read_to_string(&metadata) {
             let outside = fixture("zarr2_codecs/ckpt/none");
-            assert!(
-                outside.join(".zarray").exists(),
-                "{} is no array: nothing would be proven",
-                outside.display()
-            );
+            assert!(outside.join(".zarray").exists(), "{} is no array: nothing would be proven", outside.display());
             let outside = outside.to_str().expect("a UTF-8 path").to_owned();
-            fs::write(&metadata, text.replace("@OUTSIDE@", &outside))
-                .expect("the copy can be changed");
+            fs::write(&metadata, text.replace("@OUTSIDE@", &outside)).expect("the copy can be changed");
         }
         let dump = work.join("dump");
         let run = touchdown([
@@ -112,24 +76,10 @@ fn refused_fixtures_are_refused() {
             "--dump".as_ref(),
             dump.as_os_str(),
         ]);
-        let code = expected["exit"]
-            .as_i64()
-            .unwrap_or_else(|| panic!("{name}: no exit code"));
-        assert_eq!(
-            run.code.map(i64::from),
-            Some(code),
-            "{name}: {}",
-            run.stderr
-        );
-        assert!(
-            run.stderr.lines().any(|line| line.starts_with("error:")),
-            "{name}: {:?}",
-            run.stderr
-        );
-        assert!(
-            !dump.join("dump.json").exists(),
-            "{name}: refused, and dumped all the same"
-        );
+        let code = expected["exit"].as_i64().unwrap_or_else(|| panic!("{name}: no exit code"));
+        assert_eq!(run.code.map(i64::from), Some(code), "{name}: {}", run.stderr);
+        assert!(run.stderr.lines().any(|line| line.starts_with("error:")), "{name}: {:?}", run.stderr);
+        assert!(!dump.join("dump.json").exists(), "{name}: refused, and dumped all the same");
         checked += 1;
     }
     println!("{checked} refused fixtures");
@@ -156,17 +106,9 @@ fn arguments(kind: &str, checkpoint: &Path, item: &str) -> Vec<String> {
         ("safetensors", file) => vec![text(checkpoint.join(file))],
         ("steps", item) => {
             let (step, name) = item.split_once('/').unwrap_or((item, ""));
-            vec![
-                text(checkpoint.join(step)),
-                "--item".to_owned(),
-                name.to_owned(),
-            ]
+            vec![text(checkpoint.join(step)), "--item".to_owned(), name.to_owned()]
         }
-        (_, item) => vec![
-            text(checkpoint.to_path_buf()),
-            "--item".to_owned(),
-            item.to_owned(),
-        ],
+        (_, item) => vec![text(checkpoint.to_path_buf()), "--item".to_owned(), item.to_owned()],
     }
 }
 
@@ -180,26 +122,16 @@ struct Tally {
 }
 
 impl Tally {
-    fn check_item(
-        &mut self,
-        name: &str,
-        args: &[String],
-        dump: &Path,
-        leaves: &Value,
-        values: &[u8],
-    ) {
+    fn check_item(&mut self, name: &str, args: &[String], dump: &Path, leaves: &Value, values: &[u8]) {
         let dump_text = dump.to_str().expect("a UTF-8 path");
         let fixed = ["--devices", "cpu:1", "--dump", dump_text].map(str::to_owned);
         let run = touchdown(["load".to_owned()].iter().chain(args).chain(&fixed));
         if run.code != Some(0) {
-            self.failures
-                .push(format!("{name}: exit {:?}: {}", run.code, run.error()));
+            self.failures.push(format!("{name}: exit {:?}: {}", run.code, run.error()));
             return;
         }
         let body = read_json(&dump.join("dump.json"));
-        let rows = body["leaves"]
-            .as_array()
-            .unwrap_or_else(|| panic!("{name}: the dump lists no leaves"));
+        let rows = body["leaves"].as_array().unwrap_or_else(|| panic!("{name}: the dump lists no leaves"));
         let mut got = BTreeMap::new();
         for row in rows {
             let path = path_of(&row["path"], |element| element);
@@ -207,10 +139,7 @@ impl Tally {
                 self.failures.push(format!("{name} {path:?}: dumped twice"));
             }
         }
-        for leaf in leaves
-            .as_array()
-            .unwrap_or_else(|| panic!("{name}: no list of expected leaves"))
-        {
+        for leaf in leaves.as_array().unwrap_or_else(|| panic!("{name}: no list of expected leaves")) {
             let path = path_of(&leaf["path"], |element| &element[1]);
             let where_ = format!("{name} {}", path.join("/"));
             let outcome = match got.remove(&path) {
@@ -224,24 +153,15 @@ impl Tally {
             self.leaves += 1;
         }
         for path in got.keys() {
-            self.failures
-                .push(format!("{name} {}: a leaf too many", path.join("/")));
+            self.failures.push(format!("{name} {}: a leaf too many", path.join("/")));
         }
     }
 }
 
 /// Elements as text: the corpus does not tell positions of very old tuples from keys.
 fn path_of<'a>(path: &'a Value, element: impl Fn(&'a Value) -> &'a Value) -> Vec<String> {
-    let text = |value: &Value| {
-        value
-            .as_str()
-            .map_or_else(|| value.to_string(), str::to_owned)
-    };
-    path.as_array()
-        .expect("a path is a list")
-        .iter()
-        .map(|e| text(element(e)))
-        .collect()
+    let text = |value: &Value| value.as_str().map_or_else(|| value.to_string(), str::to_owned);
+    path.as_array().expect("a path is a list").iter().map(|e| text(element(e))).collect()
 }
 
 /// The number of bytes that were equal, or what differs.
@@ -278,15 +198,10 @@ fn check_leaf(want: &Value, got: &Value, values: &[u8], dump: &Path) -> Result<u
         .map(|n| Value::from(vec![Value::from(0), n.clone()]))
         .collect();
     if shard["index"] != Value::from(whole) {
-        return Err(format!(
-            "index is {}, which is not the whole",
-            shard["index"]
-        ));
+        return Err(format!("index is {}, which is not the whole", shard["index"]));
     }
-    let number = |field: &str| {
-        usize::try_from(want[field].as_u64().expect("a position in expected.bin"))
-            .expect("a small file")
-    };
+    let number =
+        |field: &str| usize::try_from(want[field].as_u64().expect("a position in expected.bin")).expect("a small file");
     let want_data = &values[number("offset")..number("offset") + number("nbytes")];
     let file = dump.join(shard["file"].as_str().unwrap_or_default());
     let got_data = fs::read(&file).map_err(|e| format!("{}: {e}", file.display()))?;
@@ -297,9 +212,7 @@ fn check_leaf(want: &Value, got: &Value, values: &[u8], dump: &Path) -> Result<u
 /// 1 and 1.0 are equal here: older truths do not tell int from float.
 fn values_equal(want: &Value, got: &Value) -> bool {
     match (want.as_f64(), got.as_f64()) {
-        (Some(a), Some(b)) if want.is_f64() || got.is_f64() => {
-            a == b && a.is_sign_negative() == b.is_sign_negative()
-        }
+        (Some(a), Some(b)) if want.is_f64() || got.is_f64() => a == b && a.is_sign_negative() == b.is_sign_negative(),
         _ => want == got,
     }
 }

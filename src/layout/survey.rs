@@ -136,8 +136,10 @@ impl<'a> Survey<'a> {
         })
     }
 
+    /// Whether a child is an array. One that also has a tree's metadata is an item whose only leaf lies in its own directory.
     fn has_arrays(&self, dir: &RelPath) -> bool {
-        self.children(dir).iter().any(|(_, child)| self.entries(child).is_some_and(is_array))
+        let is_plain_array = |entries| is_array(entries) && kind(entries, METADATA_FILE).is_none();
+        self.children(dir).iter().any(|(_, child)| self.entries(child).is_some_and(is_plain_array))
     }
 }
 

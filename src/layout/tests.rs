@@ -90,6 +90,14 @@ fn a_composite_with_and_without_markers() {
 }
 
 #[test]
+fn an_item_whose_only_leaf_is_its_own_directory_is_no_array() {
+    let dir = Dir::new().file("_CHECKPOINT_METADATA", CHECKPOINT).file("orbax.checkpoint", "");
+    let dir = dir.file("state/_METADATA", TREE).file("state/zarr.json", "{}").dir("state/c");
+    let description = describe_ok(&dir);
+    assert_eq!((description.layout, names(&description)), (LayoutKind::V1, vec![("state", "tree")]));
+}
+
+#[test]
 fn marked_items_named_like_steps_are_items() {
     let dir = item(item(Dir::new(), "model_1"), "model_2").file("orbax.checkpoint", "");
     assert_eq!(describe_ok(&dir).layout, LayoutKind::V1);

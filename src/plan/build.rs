@@ -17,7 +17,7 @@ use crate::need::{Answer, Asker, Need, unfit};
 use crate::relpath::RelPath;
 use crate::shape::{Region, byte_count, strides};
 use crate::zarr::shard::{ShardError, ShardIndex, index_range};
-use crate::zarr::{ByteCodec, Chunk, Grid, Layout};
+use crate::zarr::{ByteCodec, Chunk, Grid, Layout, Sharded};
 
 /// Plans a load of `wants` from `arrays`. Asks for the sizes of chunk files and for shard indexes, and for no data.
 ///
@@ -36,9 +36,10 @@ pub async fn build(
         planner.want(want)?;
     }
     let chunks = planner.chunks()?;
-    let located = planner.locate(ask, chunks).await?;
-    for chunk in located {
-        planner.units_of(chunk)?;
+    let mut parts = planner.locate(ask, chunks).await?;
+    // One round for each level of shards inside shards; nearly always none or one.
+    while !parts.is_empty() {
+        parts = planner.expand(ask, parts).await?;
     }
     planner.finish()
 }
@@ -79,11 +80,17 @@ struct Wanted {
     demands: Vec<usize>,
 }
 
-/// A chunk and where its value is; for shards of several inner chunks also their index.
-struct Located {
-    wanted: Wanted,
-    value: Option<Place>,
-    index: Option<ShardIndex>,
+/// A chunk, or an inner chunk of a shard: where its value is and what of it goes where.
+struct StoredPart {
+    array: usize,
+    position: Vec<u64>,
+    inner: Option<u64>,
+    place: Place,
+    layout: Arc<Layout>,
+    /// Extents, in the dimension order of whatever contains this part.
+    extent: Vec<u64>,
+    /// Boxes of this part, in the same dimension order.
+    placements: Vec<Placement>,
 }
 
 #[derive(Clone)]
@@ -243,14 +250,15 @@ impl<'a> Planner<'a> {
         Ok(chunks)
     }
 
-    /// Finds every chunk's value: two batches of questions at most, sizes first, then shard indexes.
-    async fn locate(&self, ask: &Asker, chunks: Vec<Wanted>) -> Result<Vec<Located>> {
-        let mut located: Vec<Located> = Vec::with_capacity(chunks.len());
-        let mut sizes = Vec::new();
-        for wanted in chunks {
+    /// Finds the value of every chunk; chunks that are not stored become fill units.
+    async fn locate(&mut self, ask: &Asker, chunks: Vec<Wanted>) -> Result<Vec<StoredPart>> {
+        let mut places: Vec<Option<Place>> = Vec::with_capacity(chunks.len());
+        let mut asked = Vec::new();
+        let mut needs = Vec::new();
+        for wanted in &chunks {
             let stored = &self.arrays[wanted.array];
             let key = stored.meta.keys.key(&wanted.position);
-            let value = match &stored.values {
+            places.push(match &stored.values {
                 Values::Keys { index, prefix } => {
                     index.get(&[prefix, key.as_bytes()].concat()).map(|value| match value {
                         Value::Inline(bytes) => Place::Inline(bytes.clone()),
@@ -263,180 +271,173 @@ impl<'a> Planner<'a> {
                 }
                 Values::Directory(dir) => {
                     let path = dir.join(&key).map_err(|bad| Error::from(bad).at("array", &stored.name))?;
-                    sizes.push((located.len(), Need::Size { path: path.clone() }));
-                    Some(Place::File { path, offset: 0, len: 0 })
+                    asked.push((places.len(), path.clone()));
+                    needs.push(Need::Size { path });
+                    None
                 }
                 Values::Extent { path, offset, len } => {
                     Some(Place::File { path: path.clone(), offset: *offset, len: *len })
                 }
-            };
-            located.push(Located { wanted, value, index: None });
+            });
         }
-        let answers = ask.ask(sizes.iter().map(|(_, need)| need.clone()).collect()).await?;
-        for ((index, _), answer) in sizes.into_iter().zip(answers) {
-            match (answer, &mut located[index].value) {
-                (Answer::Size(size), Some(Place::File { len, .. })) => *len = size,
-                (Answer::Missing, value) => *value = None,
-                (other, _) => return Err(unfit(Some(&other))),
+        for ((at, path), answer) in asked.into_iter().zip(ask.ask(needs).await?) {
+            places[at] = match answer {
+                Answer::Size(len) => Some(Place::File { path, offset: 0, len }),
+                Answer::Missing => None,
+                other => return Err(unfit(Some(&other))),
+            };
+        }
+        let mut parts = Vec::with_capacity(chunks.len());
+        for (wanted, place) in chunks.into_iter().zip(places) {
+            let stored = &self.arrays[wanted.array];
+            let region = self.region(&stored.meta.grid, wanted.array, &wanted.position)?;
+            let placements = self.placements(&wanted, &region);
+            let Wanted { array, position, .. } = wanted;
+            match place {
+                Some(place) => {
+                    let layout = Arc::new(stored.meta.layout.clone());
+                    parts.push(StoredPart {
+                        array,
+                        position,
+                        inner: None,
+                        place,
+                        layout,
+                        extent: region.extent,
+                        placements,
+                    });
+                }
+                None if stored.every_chunk_stored => {
+                    let error =
+                        Error::not_found("a chunk is missing, although the checkpoint says that every chunk is stored")
+                            .hint(
+                                "the checkpoint is incomplete: copy it again; `touchdown verify` lists what is missing",
+                            );
+                    return Err(self.chunk_error(array, &position, error));
+                }
+                None => self.push_fill(array, &position, None, &region.extent, placements),
             }
         }
-        self.read_shard_indexes(ask, &mut located).await?;
-        Ok(located)
+        Ok(parts)
     }
 
-    /// Reads the index of every shard whose inner chunks are wanted apart.
-    async fn read_shard_indexes(&self, ask: &Asker, located: &mut [Located]) -> Result<()> {
-        let mut asked = Vec::new();
+    /// Makes the units of parts that are plain chunks, and takes shards apart: gives the inner chunks that are wanted.
+    async fn expand(&mut self, ask: &Asker, parts: Vec<StoredPart>) -> Result<Vec<StoredPart>> {
+        let mut shards = Vec::new();
         let mut needs = Vec::new();
-        for (position, chunk) in located.iter_mut().enumerate() {
-            let stored = &self.arrays[chunk.wanted.array];
-            let Layout::Sharded { index_crc32c, index_location, .. } = &stored.meta.layout else { continue };
-            let Some(place) = &chunk.value else { continue };
-            if self.reads_shard_whole(stored, place) {
+        for part in parts {
+            let layout = Arc::clone(&part.layout);
+            let sharded = match &*layout {
+                Layout::Plain(chunk) => {
+                    self.push_part(part, chunk)?;
+                    continue;
+                }
+                Layout::Sharded(sharded) => sharded,
+            };
+            if let Some(chunk) = self.read_whole(&part, sharded) {
+                self.push_indexed(part, sharded, chunk)?;
                 continue;
             }
-            let inner_count = stored.meta.inner_count();
-            let range = index_range(*index_location, place.len(), inner_count, *index_crc32c)
-                .map_err(|error| self.shard_error(&chunk.wanted, &error))?;
-            match place.part(range.start, range.end - range.start)? {
-                Place::Inline(bytes) => chunk.index = Some(self.shard_index(&chunk.wanted, place.len(), &bytes)?),
+            let count = sharded.inner_count();
+            let range = index_range(sharded.index_location, part.place.len(), count, sharded.index_crc32c)
+                .map_err(|error| self.shard_error(&part, &error))?;
+            let bytes = match part.place.part(range.start, range.end - range.start)? {
+                Place::Inline(bytes) => Some(bytes),
                 Place::File { path, offset, len } => {
-                    asked.push(position);
                     needs.push(Need::Range { path, offset, len });
+                    None
                 }
+            };
+            shards.push((part, bytes));
+        }
+        let mut answers = ask.ask(needs).await?.into_iter();
+        let mut inner = Vec::new();
+        for (part, bytes) in shards {
+            let bytes = match bytes {
+                Some(bytes) => bytes,
+                None => match answers.next() {
+                    Some(Answer::Bytes(bytes)) => bytes,
+                    Some(Answer::Missing) => {
+                        let error = Error::not_found("a data file of the checkpoint is missing");
+                        return Err(self.chunk_error(part.array, &part.position, error));
+                    }
+                    other => return Err(unfit(other.as_ref())),
+                },
+            };
+            self.take_apart(part, &bytes, &mut inner)?;
+        }
+        Ok(inner)
+    }
+
+    /// The wanted inner chunks of a shard. What is absent becomes a fill unit.
+    fn take_apart(&mut self, part: StoredPart, index: &[u8], inner: &mut Vec<StoredPart>) -> Result<()> {
+        let layout = Arc::clone(&part.layout);
+        let Layout::Sharded(sharded) = &*layout else { return Err(Error::bug("a plain chunk has no index")) };
+        let count = sharded.inner_count();
+        let index = ShardIndex::parse(index, count, sharded.index_endian, sharded.index_crc32c, part.place.len())
+            .map_err(|error| self.shard_error(&part, &error))?;
+        let grid =
+            Grid::new(sharded.inner_shape.clone()).ok_or_else(|| Error::bug("a parsed inner chunk has no extent"))?;
+        let mut touched: BTreeMap<u64, Vec<Placement>> = BTreeMap::new();
+        for placement in part.placements {
+            let placement = placement.permuted(&sharded.order);
+            for position in grid.positions(&placement.region) {
+                let number =
+                    Grid::index(&position, &sharded.counts).ok_or_else(|| Error::bug("an inner chunk lies outside"))?;
+                let region = self.region(&grid, part.array, &position)?;
+                touched
+                    .entry(number)
+                    .or_default()
+                    .extend(placement.clip(&region).map(|clipped| clipped.relative_to(&region)));
             }
         }
-        let answers = ask.ask(needs).await?;
-        for (position, answer) in asked.into_iter().zip(answers) {
-            let chunk = &mut located[position];
-            match answer {
-                Answer::Bytes(bytes) => {
-                    let value_len = chunk.value.as_ref().map_or(0, Place::len);
-                    chunk.index = Some(self.shard_index(&chunk.wanted, value_len, &bytes)?);
+        let inner_layout = Arc::new(sharded.inner.clone());
+        for (number, placements) in touched {
+            match index.entry(number) {
+                Some((offset, len)) => inner.push(StoredPart {
+                    array: part.array,
+                    position: part.position.clone(),
+                    inner: Some(number),
+                    place: part.place.part(offset, len)?,
+                    layout: Arc::clone(&inner_layout),
+                    extent: sharded.inner_shape.clone(),
+                    placements,
+                }),
+                None if count == 1 && self.arrays[part.array].every_chunk_stored => {
+                    let error =
+                        Error::not_found("a shard is empty, although the checkpoint says that every chunk is stored");
+                    return Err(self.chunk_error(part.array, &part.position, error));
                 }
-                Answer::Missing => {
-                    let error = Error::not_found("a data file of the checkpoint is missing");
-                    return Err(self.chunk_error(&chunk.wanted, error));
-                }
-                other => return Err(unfit(Some(&other))),
+                None => self.push_fill(part.array, &part.position, Some(number), &sharded.inner_shape, placements),
             }
         }
         Ok(())
     }
 
-    fn shard_index(&self, wanted: &Wanted, value_len: u64, bytes: &[u8]) -> Result<ShardIndex> {
-        let meta = &self.arrays[wanted.array].meta;
-        let Layout::Sharded { index_endian, index_crc32c, .. } = &meta.layout else {
-            return Err(Error::bug("an array without shards has no shard index"));
-        };
-        ShardIndex::parse(bytes, meta.inner_count(), *index_endian, *index_crc32c, value_len)
-            .map_err(|error| self.shard_error(wanted, &error))
-    }
-
-    fn shard_error(&self, wanted: &Wanted, error: &ShardError) -> Error {
-        self.chunk_error(wanted, Error::corrupt(error.to_string()))
-    }
-
-    /// Whether a shard is one unit whose index is followed while decoding: it has one inner chunk, which must be decoded
-    /// whole anyway, and it fits a slot. This saves a request per chunk for what Orbax writes by default.
-    fn reads_shard_whole(&self, stored: &StoredArray, place: &Place) -> bool {
-        let Layout::Sharded { inner, .. } = &stored.meta.layout else { return false };
-        stored.meta.inner_count() == 1 && !addressable(&inner.codecs) && place.len() <= self.limits.slot_bytes
-    }
-
-    /// Makes the units of one chunk.
-    fn units_of(&mut self, located: Located) -> Result<()> {
-        let Located { wanted, value, index } = located;
-        let stored = &self.arrays[wanted.array];
-        let meta = Arc::clone(&stored.meta);
-        let chunk_region = self.region(&meta.grid, &wanted, &wanted.position)?;
-        let array = self.unit_array(wanted.array);
-        let Some(place) = value else {
-            if stored.every_chunk_stored {
-                let error = Error::not_found("a chunk is missing, although the checkpoint says that every chunk is stored")
-                    .hint("the checkpoint is incomplete; copy it again, or `touchdown verify` lists everything that is missing");
-                return Err(self.chunk_error(&wanted, error));
-            }
-            let placements = self.placements(&wanted, &chunk_region, &identity(chunk_region.rank()));
-            return self.push_fill(array, &wanted, None, &chunk_region.extent, placements);
-        };
-        match &meta.layout {
+    /// The chain of a shard's only inner chunk, if the shard is one unit whose index is followed while decoding: the chunk
+    /// must be decoded whole anyway, and the shard fits a slot. Saves a request a chunk for what Orbax writes by default.
+    fn read_whole<'s>(&self, part: &StoredPart, sharded: &'s Sharded) -> Option<&'s Chunk> {
+        match &sharded.inner {
             Layout::Plain(chunk) => {
-                let placements = self.placements(&wanted, &chunk_region, &chunk.order);
-                let shape = permuted(&chunk_region.extent, &chunk.order);
-                self.push_units(array, &wanted, None, &place, chunk, shape, placements)
+                let whole = sharded.inner_count() == 1 && part.inner.is_none();
+                (whole && !addressable(&chunk.codecs) && part.place.len() <= self.limits.slot_bytes).then_some(chunk)
             }
-            Layout::Sharded { order, inner_shape, inner, .. } => {
-                let outer_shape = permuted(&chunk_region.extent, order);
-                if index.is_none() {
-                    let order = compose(order, &inner.order);
-                    let placements = self.placements(&wanted, &chunk_region, &order);
-                    let shape = permuted(&chunk_region.extent, &order);
-                    return self.push_indexed(array, &wanted, place, inner, shape, placements);
-                }
-                let Some(index) = index else { return Err(Error::bug("a shard was not given its index")) };
-                // Everything below is in stored dimension order: demands of the chunk, then of each inner chunk.
-                let in_chunk = self.placements(&wanted, &chunk_region, order);
-                let counts: Vec<u64> =
-                    outer_shape.iter().zip(inner_shape).map(|(outer, inner)| outer / inner).collect();
-                let inner_strides = strides(&counts);
-                let mut touched: BTreeMap<u64, Vec<Placement>> = BTreeMap::new();
-                let grid =
-                    Grid::new(inner_shape.clone()).ok_or_else(|| Error::bug("a parsed inner chunk has no extent"))?;
-                for placement in &in_chunk {
-                    for position in grid.positions(&placement.region) {
-                        let number = position.iter().zip(&inner_strides).map(|(at, stride)| at * stride).sum();
-                        let inner_region = self.region(&grid, &wanted, &position)?;
-                        let Some(mut part) = placement.clip(&inner_region) else { continue };
-                        for dim in 0..part.region.rank() {
-                            part.region.start[dim] -= inner_region.start[dim];
-                        }
-                        touched.entry(number).or_default().push(part.permuted(&inner.order));
-                    }
-                }
-                for (number, placements) in touched {
-                    let shape = permuted(inner_shape, &inner.order);
-                    match index.entry(number) {
-                        Some((offset, len)) => {
-                            let part = place.part(offset, len)?;
-                            self.push_units(array, &wanted, Some(number), &part, inner, shape, placements)?;
-                        }
-                        None if stored.every_chunk_stored && meta.inner_count() == 1 => {
-                            let error = Error::not_found(
-                                "a shard is empty, although the checkpoint says that every chunk is stored",
-                            );
-                            return Err(self.chunk_error(&wanted, error));
-                        }
-                        None => self.push_fill(array, &wanted, Some(number), &shape, placements)?,
-                    }
-                }
-                Ok(())
-            }
+            Layout::Sharded(_) => None,
         }
     }
 
     /// The elements of a chunk of a grid.
-    fn region(&self, grid: &Grid, wanted: &Wanted, position: &[u64]) -> Result<Region> {
+    fn region(&self, grid: &Grid, array: usize, position: &[u64]) -> Result<Region> {
         grid.region(position)
-            .ok_or_else(|| self.chunk_error(wanted, Error::corrupt("a chunk's indices do not fit 64 bits")))
+            .ok_or_else(|| self.chunk_error(array, position, Error::corrupt("a chunk's indices do not fit 64 bits")))
     }
 
-    /// Where the demands on a chunk go: boxes relative to the chunk, with dimensions in stored order.
-    fn placements(&self, wanted: &Wanted, chunk: &Region, order: &[usize]) -> Vec<Placement> {
+    /// Where the demands on a chunk go, as boxes relative to the chunk.
+    fn placements(&self, wanted: &Wanted, chunk: &Region) -> Vec<Placement> {
         let Some(demands) = self.demands.get(&wanted.array) else { return Vec::new() };
         let place = |&index: &usize| {
-            let demand = &demands[index];
-            let whole = Placement {
-                shard: demand.shard,
-                region: demand.stored.clone(),
-                strides: demand.strides.clone(),
-                start: demand.start,
-            };
-            let mut part = whole.clip(chunk)?;
-            for dim in 0..part.region.rank() {
-                part.region.start[dim] -= chunk.start[dim];
-            }
-            Some(part.permuted(order))
+            let Demand { stored, shard, strides, start } = &demands[index];
+            let whole = Placement { shard: *shard, region: stored.clone(), strides: strides.clone(), start: *start };
+            whole.clip(chunk).map(|clipped| clipped.relative_to(chunk))
         };
         wanted.demands.iter().filter_map(place).collect()
     }
@@ -444,16 +445,17 @@ impl<'a> Planner<'a> {
     /// A unit that is not stored.
     fn push_fill(
         &mut self,
-        array: u32,
-        wanted: &Wanted,
+        array: usize,
+        position: &[u64],
         inner: Option<u64>,
         shape: &[u64],
         placements: Vec<Placement>,
-    ) -> Result<()> {
-        let fill = Bytes::copy_from_slice(&self.arrays[wanted.array].meta.fill);
+    ) {
+        let fill = Bytes::copy_from_slice(&self.arrays[array].meta.fill);
+        let array = self.unit_array(array);
         self.units.push(Unit {
             array,
-            chunk: wanted.position.clone(),
+            chunk: position.to_vec(),
             inner,
             source: Source::Fill(fill),
             shape: shape.to_vec(),
@@ -464,108 +466,72 @@ impl<'a> Planner<'a> {
             working_bytes: 0,
             placements,
         });
-        Ok(())
     }
 
     /// A shard of one inner chunk, read and decoded whole, its index followed on the way.
-    fn push_indexed(
-        &mut self,
-        array: u32,
-        wanted: &Wanted,
-        place: Place,
-        chunk: &Chunk,
-        shape: Vec<u64>,
-        placements: Vec<Placement>,
-    ) -> Result<()> {
-        let decoded = self.decoded_bytes(wanted, &shape)?;
-        let working_bytes = (self.cost)(&chunk.codecs, place.len(), decoded);
-        self.check_budget(wanted, working_bytes)?;
-        let source = self.source(place);
-        let whole = true;
-        self.push_unit(Unit {
-            array,
-            chunk: wanted.position.clone(),
-            inner: None,
-            source,
-            shape,
-            skip: 0,
-            decoded_bytes: decoded,
-            whole,
-            indexed: true,
-            working_bytes,
-            placements,
-        });
-        Ok(())
+    fn push_indexed(&mut self, part: StoredPart, sharded: &Sharded, chunk: &Chunk) -> Result<()> {
+        let order = compose(&sharded.order, &chunk.order);
+        self.push_whole(part, &order, &chunk.codecs, true)
     }
 
     /// The units of one encoded chunk or inner chunk: ranges if it is addressable, else one.
-    #[allow(clippy::too_many_arguments)] // one call site each for chunks and inner chunks; a struct would only rename them
-    fn push_units(
-        &mut self,
-        array: u32,
-        wanted: &Wanted,
-        inner: Option<u64>,
-        place: &Place,
-        chunk: &Chunk,
-        shape: Vec<u64>,
-        placements: Vec<Placement>,
-    ) -> Result<()> {
-        let decoded = self.decoded_bytes(wanted, &shape)?;
-        let element = self.arrays[wanted.array].meta.dtype.size() as u64;
-        let trailer = 4 * chunk.codecs.len() as u64;
-        let checked = !chunk.codecs.is_empty();
+    fn push_part(&mut self, part: StoredPart, chunk: &Chunk) -> Result<()> {
+        let element = self.arrays[part.array].meta.dtype.size() as u64;
         if addressable(&chunk.codecs) {
-            if place.len() != decoded + trailer {
+            let decoded = self.decoded_bytes(&part)?;
+            let checked = !chunk.codecs.is_empty();
+            let expected = decoded + CRC32C_BYTES * chunk.codecs.len() as u64;
+            if part.place.len() != expected {
                 let error = Error::corrupt("an uncompressed chunk has the wrong size")
-                    .expected(format_args!("{} bytes", decoded + trailer))
-                    .found(format_args!("{} bytes", place.len()));
-                return Err(self.chunk_error(wanted, error));
+                    .expected(format_args!("{expected} bytes"))
+                    .found(format_args!("{} bytes", part.place.len()));
+                return Err(self.chunk_error(part.array, &part.position, error));
             }
             let whole_is_better = match self.limits.verify {
                 Verify::Full => checked,
                 Verify::Auto => {
                     checked && {
-                        let regions: Vec<Region> =
-                            placements.iter().map(|placement| placement.region.clone()).collect();
+                        let regions: Vec<Region> = part.placements.iter().map(|place| place.region.clone()).collect();
                         (decoded - union_volume(&regions) * element) <= self.limits.merge_gap_bytes
                     }
                 }
                 Verify::Off => false,
             };
             if !whole_is_better {
-                return self.push_ranges(array, wanted, inner, place, shape, placements);
+                return self.push_ranges(part, &chunk.order, decoded);
             }
         }
-        let working_bytes = (self.cost)(&chunk.codecs, place.len(), decoded);
-        self.check_budget(wanted, working_bytes)?;
-        let source = self.source(place.clone());
-        self.push_unit(Unit {
-            array,
-            chunk: wanted.position.clone(),
-            inner,
-            source,
-            shape,
+        self.push_whole(part, &chunk.order, &chunk.codecs, false)
+    }
+
+    /// One unit of everything that is stored.
+    fn push_whole(&mut self, part: StoredPart, order: &[usize], codecs: &[ByteCodec], indexed: bool) -> Result<()> {
+        let decoded_bytes = self.decoded_bytes(&part)?;
+        let working_bytes = (self.cost)(codecs, part.place.len(), decoded_bytes);
+        self.check_budget(&part, working_bytes)?;
+        let unit = Unit {
+            array: self.unit_array(part.array),
+            source: self.source(part.place),
+            chunk: part.position,
+            inner: part.inner,
+            shape: permuted(&part.extent, order),
             skip: 0,
-            decoded_bytes: decoded,
+            decoded_bytes,
             whole: true,
-            indexed: false,
+            indexed,
             working_bytes,
-            placements,
-        });
+            placements: part.placements.into_iter().map(|placement| placement.permuted(order)).collect(),
+        };
+        self.units.push(unit);
         Ok(())
     }
 
     /// The needed byte ranges of an uncompressed chunk, each a unit of its own.
-    fn push_ranges(
-        &mut self,
-        array: u32,
-        wanted: &Wanted,
-        inner: Option<u64>,
-        place: &Place,
-        shape: Vec<u64>,
-        placements: Vec<Placement>,
-    ) -> Result<()> {
-        let element = self.arrays[wanted.array].meta.dtype.size() as u64;
+    fn push_ranges(&mut self, part: StoredPart, order: &[usize], decoded: u64) -> Result<()> {
+        let element = self.arrays[part.array].meta.dtype.size() as u64;
+        let shape = permuted(&part.extent, order);
+        let placements: Vec<Placement> =
+            part.placements.into_iter().map(|placement| placement.permuted(order)).collect();
         let regions: Vec<Region> = placements.iter().map(|placement| placement.region.clone()).collect();
         let max = self.limits.slot_bytes.max(element);
         let mut gap = self.limits.merge_gap_bytes.min(max);
@@ -576,29 +542,23 @@ impl<'a> Planner<'a> {
                 None => break raw_ranges(&shape, element, &regions, gap, max, u64::MAX).unwrap_or_default(),
             }
         };
-        let checked = place.len() != self.decoded_bytes(wanted, &shape)?;
+        let array = self.unit_array(part.array);
+        let unchecked = part.place.len() == decoded;
+        let strides = strides(&shape);
         for range in ranges {
-            let placements = placements.iter().filter_map(|placement| {
-                let mut part = placement.clip(&range.region)?;
-                for dim in 0..part.region.rank() {
-                    part.region.start[dim] -= range.region.start[dim];
-                }
-                Some(part)
-            });
-            let base: u64 =
-                strides(&shape).iter().zip(&range.region.start).map(|(stride, at)| stride * at * element).sum();
-            let whole = range.len == place.len() && !checked;
-            let placements = placements.collect();
-            let source = self.source(place.part(range.offset, range.len)?);
-            self.push_unit(Unit {
+            let base: u64 = strides.iter().zip(&range.region.start).map(|(stride, at)| stride * at * element).sum();
+            let clipped = placements.iter().filter_map(|placement| placement.clip(&range.region));
+            let placements = clipped.map(|placement| placement.relative_to(&range.region)).collect();
+            let source = self.source(part.place.part(range.offset, range.len)?);
+            self.units.push(Unit {
                 array,
-                chunk: wanted.position.clone(),
-                inner,
+                chunk: part.position.clone(),
+                inner: part.inner,
                 source,
                 shape: range.region.extent,
                 skip: range.offset - base,
                 decoded_bytes: range.len,
-                whole,
+                whole: unchecked && range.len == decoded,
                 indexed: false,
                 working_bytes: 0,
                 placements,
@@ -607,17 +567,13 @@ impl<'a> Planner<'a> {
         Ok(())
     }
 
-    fn push_unit(&mut self, unit: Unit) {
-        self.units.push(unit);
-    }
-
-    fn decoded_bytes(&self, wanted: &Wanted, shape: &[u64]) -> Result<u64> {
-        byte_count(shape, self.arrays[wanted.array].meta.dtype.size())
-            .ok_or_else(|| self.chunk_error(wanted, Error::corrupt("the chunk is too large")))
+    fn decoded_bytes(&self, part: &StoredPart) -> Result<u64> {
+        byte_count(&part.extent, self.arrays[part.array].meta.dtype.size())
+            .ok_or_else(|| self.chunk_error(part.array, &part.position, Error::corrupt("the chunk is too large")))
     }
 
     /// Refuses a unit whose decoder needs more than the budget leaves beside the slots it works with.
-    fn check_budget(&self, wanted: &Wanted, working_bytes: u64) -> Result<()> {
+    fn check_budget(&self, part: &StoredPart, working_bytes: u64) -> Result<()> {
         let slots = (u64::from(self.limits.workers) + 2) * self.limits.slot_bytes;
         let needed = working_bytes.saturating_add(slots);
         if needed <= self.limits.staging_bytes {
@@ -627,12 +583,15 @@ impl<'a> Planner<'a> {
             .expected(format_args!("a budget of at least {needed} bytes"))
             .found(format_args!("{} bytes", self.limits.staging_bytes))
             .hint(format!("this codec decodes a chunk only as a whole; give `--memory {needed}` or more"));
-        Err(self.chunk_error(wanted, error))
+        Err(self.chunk_error(part.array, &part.position, error))
     }
 
-    fn chunk_error(&self, wanted: &Wanted, error: Error) -> Error {
-        let stored = &self.arrays[wanted.array];
-        error.at("chunk", format_args!("{:?}", wanted.position)).at("array", &stored.name)
+    fn shard_error(&self, part: &StoredPart, error: &ShardError) -> Error {
+        self.chunk_error(part.array, &part.position, Error::corrupt(error.to_string()))
+    }
+
+    fn chunk_error(&self, array: usize, position: &[u64], error: Error) -> Error {
+        error.at("chunk", format_args!("{position:?}")).at("array", &self.arrays[array].name)
     }
 
     fn source(&mut self, place: Place) -> Source {
@@ -659,12 +618,14 @@ impl<'a> Planner<'a> {
             return have;
         }
         let stored = &self.arrays[array];
-        let (chunk, single) = match &stored.meta.layout {
-            Layout::Plain(chunk) => (chunk, None),
-            Layout::Sharded { inner, index_location, index_endian, index_crc32c, .. } => {
-                let single = SingleShard { location: *index_location, endian: *index_endian, crc32c: *index_crc32c };
-                (inner, Some(single))
-            }
+        let chunk = stored.meta.layout.innermost();
+        let single = match &stored.meta.layout {
+            Layout::Plain(_) => None,
+            Layout::Sharded(sharded) => Some(SingleShard {
+                location: sharded.index_location,
+                endian: sharded.index_endian,
+                crc32c: sharded.index_crc32c,
+            }),
         };
         self.unit_arrays.push(UnitArray {
             name: stored.name.clone(),
@@ -774,6 +735,14 @@ impl<'a> Planner<'a> {
 }
 
 impl Placement {
+    /// The same placement, counted from the first element of a box that it lies in.
+    fn relative_to(mut self, to: &Region) -> Self {
+        for dim in 0..self.region.rank() {
+            self.region.start[dim] -= to.start[dim];
+        }
+        self
+    }
+
     /// The same placement with the unit's dimensions in another order: new dimension `i` is old dimension `order[i]`.
     fn permuted(self, order: &[usize]) -> Self {
         let region =
@@ -787,10 +756,6 @@ fn addressable(codecs: &[ByteCodec]) -> bool {
     codecs.iter().all(|codec| matches!(codec, ByteCodec::Crc32c))
 }
 
-fn identity(rank: usize) -> Vec<usize> {
-    (0..rank).collect()
-}
-
 fn permuted(values: &[u64], order: &[usize]) -> Vec<u64> {
     order.iter().map(|&dim| values[dim]).collect()
 }
@@ -799,6 +764,9 @@ fn permuted(values: &[u64], order: &[usize]) -> Vec<u64> {
 fn compose(outer: &[usize], inner: &[usize]) -> Vec<usize> {
     inner.iter().map(|&dim| outer[dim]).collect()
 }
+
+/// What the `crc32c` codec adds to a chunk.
+const CRC32C_BYTES: u64 = 4;
 
 /// How many units without a read one task takes: enough to make the task worth its scheduling.
 const INLINE_UNITS_PER_BATCH: u32 = 64;

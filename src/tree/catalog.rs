@@ -8,7 +8,7 @@ use bytes::Bytes;
 use super::inline::{read_elements, whole_wants};
 use super::value::Value;
 use crate::dtype::DType;
-use crate::error::{Error, Result};
+use crate::error::{Error, ErrorKind, Result};
 use crate::io::Root;
 use crate::keypath::{Key, KeyPath};
 use crate::kv::{self, Index, ocdbt};
@@ -69,7 +69,12 @@ pub enum LeafKind {
     /// An empty container.
     Empty(Container),
     /// Something that cannot be read here, and why; the other leaves can.
-    Unreadable(String),
+    Unreadable {
+        /// Whether it is damaged, missing or not supported.
+        kind: ErrorKind,
+        /// What is wrong.
+        why: String,
+    },
 }
 
 /// How an array was laid out when it was saved. Advisory: any other layout can be asked for.
@@ -91,7 +96,7 @@ impl LeafKind {
             Self::Text(_) => "string",
             Self::None => "none",
             Self::Empty(_) => "empty",
-            Self::Unreadable(_) => "unreadable",
+            Self::Unreadable { .. } => "unreadable",
         }
     }
 
@@ -204,7 +209,7 @@ impl Store {
 
     /// The metadata of every named array, in two batches at most: what the database points at or the likelier file name,
     /// then the other file name.
-    async fn metas(&self, ask: &Asker, names: &[String], zarr3: Option<bool>) -> Result<Vec<Found>> {
+    async fn metas(&self, ask: &Asker, names: &[String], zarr3: Option<bool>) -> Result<Vec<Option<Found>>> {
         let mut found: Vec<Option<Found>> = vec![None; names.len()];
         let mut asked = Vec::new();
         let mut needs = Vec::new();
@@ -257,16 +262,7 @@ impl Store {
                 }
             }
         }
-        let missing: Vec<String> =
-            names.iter().zip(&found).filter(|(_, found)| found.is_none()).map(|(name, _)| name.clone()).collect();
-        if !missing.is_empty() {
-            return Err(Error::not_found(format!("the metadata names {} arrays that are not stored", missing.len()))
-                .at("item", &self.dir)
-                .expected("`zarr.json` or `.zarray` for each")
-                .lines(missing)
-                .hint("the checkpoint is incomplete; copy it again"));
-        }
-        Ok(found.into_iter().flatten().collect())
+        Ok(found)
     }
 }
 
@@ -307,23 +303,28 @@ impl Builder {
                     let paths = ambiguous
                         .get(name.as_str())
                         .map(|paths| paths.iter().map(KeyPath::to_string).collect::<Vec<_>>());
-                    LeafKind::Unreadable(format!(
+                    let why = format!(
                         "the stored name `{name}` is shared by {}: only one of them was kept when the checkpoint was saved, and nothing tells which",
                         paths.unwrap_or_default().join(" and ")
-                    ))
+                    );
+                    LeafKind::Unreadable { kind: ErrorKind::Corrupt, why }
                 }
                 StoredKind::Stored { value_type, .. } => {
                     let Some((name, found)) = found.next() else {
                         return Err(Error::bug("an array was not looked up"));
                     };
-                    let array = self.array(name, &found, item.every_chunk_stored)?;
-                    self.stored_kind(array, value_type.as_ref(), leaf.key_impl.as_deref())
+                    match self.array(name, found.as_ref(), item.every_chunk_stored) {
+                        Ok(array) => self.stored_kind(array, value_type.as_ref(), leaf.key_impl.as_deref()),
+                        Err(error) => LeafKind::Unreadable { kind: error.kind(), why: error.to_string() },
+                    }
                 }
                 StoredKind::Text(text) => LeafKind::Text(text.clone()),
                 StoredKind::None => LeafKind::None,
                 StoredKind::Empty(container) => LeafKind::Empty(*container),
                 StoredKind::Inline(node) => self.inline_kind(&leaf.path, node)?,
-                StoredKind::Unsupported { reason, .. } => LeafKind::Unreadable(reason.clone()),
+                StoredKind::Unsupported { reason, .. } => {
+                    LeafKind::Unreadable { kind: ErrorKind::Unsupported, why: reason.clone() }
+                }
             };
             let saved = match &leaf.sharding {
                 Some(SavedSharding::Named { mesh, spec }) => {
@@ -344,7 +345,12 @@ impl Builder {
         Ok(())
     }
 
-    fn array(&mut self, name: &str, found: &Found, every_chunk_stored: bool) -> Result<usize> {
+    fn array(&mut self, name: &str, found: Option<&Found>, every_chunk_stored: bool) -> Result<usize> {
+        let found = found.ok_or_else(|| {
+            Error::not_found("the metadata names an array that is not stored")
+                .at("array", name)
+                .expected("`zarr.json` or `.zarray`")
+        })?;
         let parse = if found.meta == META_KEYS[0] { parse_v3 } else { parse_v2 };
         let meta =
             parse(&found.bytes).map_err(|error| Error::from(error).at("metadata", found.meta).at("array", name))?;
@@ -407,8 +413,13 @@ impl Builder {
                 self.catalog.arrays.push(StoredArray { name, meta: Arc::new(meta), values, every_chunk_stored: true });
                 LeafKind::Array(self.catalog.arrays.len() - 1)
             }
-            Node::Unsupported(what) => LeafKind::Unreadable(what.clone()),
-            other => LeafKind::Unreadable(format!("a msgpack value that is no leaf: {other:?}")),
+            Node::Unsupported(what) => LeafKind::Unreadable { kind: ErrorKind::Unsupported, why: what.clone() },
+            Node::Map(_) | Node::List(_) | Node::Tuple(_) | Node::Bytes(_) | Node::Placeholder(_) => {
+                LeafKind::Unreadable {
+                    kind: ErrorKind::Unsupported,
+                    why: "a msgpack value that is no leaf of a tree".to_owned(),
+                }
+            }
         })
     }
 }

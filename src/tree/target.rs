@@ -13,7 +13,7 @@ use super::rules::{Pattern, Rules, no_such, regex};
 use super::state::{Leaf, State};
 use super::value::{ScalarType, Value};
 use crate::dtype::{CastPolicy, Class, DType};
-use crate::error::{Error, Result};
+use crate::error::{Error, ErrorKind, Result};
 use crate::keypath::{Key, KeyPath};
 use crate::layout::nearest;
 use crate::plan::{Device, Mesh, Sharding, Spec, View, Want};
@@ -69,7 +69,7 @@ pub(super) enum What {
     Text(String),
     None,
     Empty(&'static str),
-    Unreadable(String),
+    Unreadable(ErrorKind, String),
 }
 
 #[derive(Clone, Debug)]
@@ -103,7 +103,7 @@ impl Target {
             LeafKind::Text(text) => What::Text(text.clone()),
             LeafKind::None => What::None,
             LeafKind::Empty(container) => What::Empty(container.name()),
-            LeafKind::Unreadable(why) => What::Unreadable(why.clone()),
+            LeafKind::Unreadable { kind, why } => What::Unreadable(*kind, why.clone()),
         };
         let leaves = checkpoint.leaves().iter().enumerate().map(|(source, info)| TargetLeaf {
             path: info.path.clone(),
@@ -565,11 +565,13 @@ impl Target {
         let mut lines = Vec::new();
         let mut wants = Vec::new();
         let mut hint = None;
+        let mut kind = ErrorKind::Invalid;
         let single = Mesh::single();
         for leaf in &self.leaves {
             let array = match &leaf.what {
                 What::Array(array) => array,
-                What::Unreadable(why) => {
+                What::Unreadable(why_kind, why) => {
+                    kind = *why_kind;
                     hint = hint.or(Some("leave such leaves out with `--skip`"));
                     lines.push(format!("{}: {why}", leaf.path));
                     continue;
@@ -620,7 +622,9 @@ impl Target {
         if lines.is_empty() {
             return Ok(wants);
         }
-        let error = Error::invalid(format!("the target does not fit in {} leaves", lines.len())).lines(lines);
+        let what =
+            if kind == ErrorKind::Invalid { "the target does not fit in" } else { "the target cannot be loaded in" };
+        let error = Error::new(kind, format!("{what} {} leaves", lines.len())).lines(lines);
         Err(match hint {
             Some(hint) => error.hint(hint),
             None => error,
@@ -648,7 +652,7 @@ impl Target {
                     Assembled::Ready(Leaf::Value { value: value.clone(), dtype: Some(*dtype) })
                 }
                 What::Text(text) => Assembled::Ready(Leaf::Value { value: Value::Text(text.clone()), dtype: None }),
-                What::None | What::Unreadable(_) => Assembled::Ready(Leaf::None),
+                What::None | What::Unreadable(..) => Assembled::Ready(Leaf::None),
                 What::Empty(container) => Assembled::Ready(Leaf::Empty(container)),
             };
             (leaf.path.clone(), assembled)
@@ -789,7 +793,7 @@ impl What {
             Self::Text(_) => "string",
             Self::None => "none",
             Self::Empty(_) => "empty",
-            Self::Unreadable(_) => "unreadable",
+            Self::Unreadable(..) => "unreadable",
         }
     }
 }

@@ -117,8 +117,8 @@ fn tree(
     let mut plans: Vec<Plan> = Vec::new();
     for leaf in checkpoint.leaves() {
         let path = leaf.path.to_string();
-        if let LeafKind::Unreadable(why) = &leaf.kind {
-            found.problem(item, Some(&path), true, Error::corrupt(why.clone()).at("leaf", &path))?;
+        if let LeafKind::Unreadable { kind, why } = &leaf.kind {
+            found.problem(item, Some(&path), true, Error::new(*kind, why.clone()).at("leaf", &path))?;
         }
         let Some(array) = leaf.kind.array() else { continue };
         let wants = whole_wants(checkpoint.arrays(), [array]);

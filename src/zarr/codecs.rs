@@ -5,21 +5,27 @@
 pub enum Layout {
     /// One chunk, encoded by one chain.
     Plain(Chunk),
-    /// zarr v3 `sharding_indexed`: inner chunks, each encoded by its own chain, and an index of their places.
-    Sharded {
-        /// Order in which the outer chunk's dimensions are stored: stored dimension `i` is array dimension `order[i]`.
-        order: Vec<usize>,
-        /// Extents of an inner chunk, in stored dimension order.
-        inner_shape: Vec<u64>,
-        /// How one inner chunk is encoded. Its `order` permutes the stored dimensions once more.
-        inner: Chunk,
-        /// Where the index stands in the value.
-        index_location: IndexLocation,
-        /// Byte order of the index.
-        index_endian: Endian,
-        /// Whether a CRC-32C follows the index.
-        index_crc32c: bool,
-    },
+    /// zarr v3 `sharding_indexed`: a shard.
+    Sharded(Box<Sharded>),
+}
+
+/// A chunk that is a shard: inner chunks, and an index of their places.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Sharded {
+    /// Order in which the outer chunk's dimensions are stored: stored dimension `i` is array dimension `order[i]`.
+    pub order: Vec<usize>,
+    /// Number of inner chunks along every stored dimension.
+    pub counts: Vec<u64>,
+    /// Extents of an inner chunk, in stored dimension order.
+    pub inner_shape: Vec<u64>,
+    /// How one inner chunk is stored; its own order permutes the stored dimensions once more.
+    pub inner: Layout,
+    /// Where the index stands in the value.
+    pub index_location: IndexLocation,
+    /// Byte order of the index.
+    pub index_endian: Endian,
+    /// Whether a CRC-32C follows the index.
+    pub index_crc32c: bool,
 }
 
 /// One chunk's chain: elements in a stated order and byte order, then byte codecs.
@@ -83,5 +89,22 @@ impl ByteCodec {
             Self::Crc32c => "crc32c",
             Self::Packed { .. } => "packed",
         }
+    }
+}
+
+impl Layout {
+    /// The chain of the innermost chunks: what one unit is decoded by.
+    pub fn innermost(&self) -> &Chunk {
+        match self {
+            Self::Plain(chunk) => chunk,
+            Self::Sharded(sharded) => sharded.inner.innermost(),
+        }
+    }
+}
+
+impl Sharded {
+    /// Number of inner chunks of one shard. Checked against the limits by the parser.
+    pub fn inner_count(&self) -> u64 {
+        self.counts.iter().product()
     }
 }

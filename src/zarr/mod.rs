@@ -13,7 +13,7 @@ pub mod shard;
 mod v2;
 mod v3;
 
-pub use codecs::{ByteCodec, Chunk, Endian, IndexLocation, Layout};
+pub use codecs::{ByteCodec, Chunk, Endian, IndexLocation, Layout, Sharded};
 pub use grid::{Grid, Positions};
 pub use v2::parse as parse_v2;
 pub use v3::parse as parse_v3;
@@ -78,19 +78,6 @@ impl From<MetaError> for crate::Error {
         match error {
             MetaError::Unsupported { .. } => Self::unsupported(error.to_string()),
             MetaError::Malformed(_) | MetaError::Size(_) => Self::corrupt(error.to_string()),
-        }
-    }
-}
-
-impl ArrayMeta {
-    /// Number of inner chunks of one chunk; 1 where chunks are not sharded. Checked against the limits by the parsers.
-    pub fn inner_count(&self) -> u64 {
-        match &self.layout {
-            Layout::Plain(_) => 1,
-            Layout::Sharded { order, inner_shape, .. } => {
-                let chunk = self.grid.chunk_shape();
-                order.iter().zip(inner_shape).map(|(&dim, inner)| chunk[dim] / inner).product()
-            }
         }
     }
 }

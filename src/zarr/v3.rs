@@ -6,9 +6,9 @@
 use serde_json::{Map, Value};
 
 use super::json::{document, extents, grid, list, member, object, separator, short, text, version, wrong};
-use super::{ArrayMeta, ByteCodec, Chunk, ChunkKeys, Endian, IndexLocation, Layout, MetaError, fill};
+use super::{ArrayMeta, ByteCodec, Chunk, ChunkKeys, Endian, IndexLocation, Layout, MetaError, Sharded, fill};
 use crate::dtype::DType;
-use crate::limits::{CODEC_CHAIN_MAX, INNER_CHUNKS_MAX};
+use crate::limits::{CODEC_CHAIN_MAX, INNER_CHUNKS_MAX, SHARDING_DEPTH_MAX};
 use crate::shape::element_count;
 
 /// Reads the `zarr.json` document of an array.
@@ -28,7 +28,7 @@ pub fn parse(json: &[u8]) -> Result<ArrayMeta, MetaError> {
     let dtype = data_type(member(&members, "data_type")?)?;
     let chunk_shape = chunk_grid(member(&members, "chunk_grid")?)?;
     let grid = grid(&shape, chunk_shape, dtype, "chunk_shape")?;
-    let layout = layout(list(member(&members, "codecs")?, "codecs")?, grid.chunk_shape(), dtype)?;
+    let layout = layout(list(member(&members, "codecs")?, "codecs")?, grid.chunk_shape(), dtype, 0)?;
     let fill = fill::parse_v3(dtype, member(&members, "fill_value")?)?;
     let keys = chunk_keys(member(&members, "chunk_key_encoding")?)?;
     Ok(ArrayMeta { shape, dtype, grid, layout, fill, keys })
@@ -111,7 +111,7 @@ fn chunk_keys(value: &Value) -> Result<ChunkKeys, MetaError> {
 }
 
 /// How a chunk of this shape is stored.
-fn layout(codecs: &[Value], chunk_shape: &[u64], dtype: DType) -> Result<Layout, MetaError> {
+fn layout(codecs: &[Value], chunk_shape: &[u64], dtype: DType, depth: usize) -> Result<Layout, MetaError> {
     let chain = Chain::new(codecs, chunk_shape.len())?;
     if chain.to_bytes.name != "sharding_indexed" {
         return chain.chunk(dtype).map(Layout::Plain);
@@ -123,11 +123,11 @@ fn layout(codecs: &[Value], chunk_shape: &[u64], dtype: DType) -> Result<Layout,
     let stored_shape: Vec<u64> = chain.order.iter().filter_map(|dim| chunk_shape.get(*dim).copied()).collect();
     let inner_shape =
         inner_shape(extents(chain.to_bytes.required("chunk_shape")?, "inner chunk_shape")?, &stored_shape)?;
-    let inner = Chain::new(list(chain.to_bytes.required("codecs")?, "inner codecs")?, inner_shape.len())?;
-    if inner.to_bytes.name == "sharding_indexed" {
-        let found = "sharding_indexed within sharding_indexed".to_owned();
-        return Err(MetaError::Unsupported { what: "codec", found, supported: "one level of sharding" });
+    if depth == SHARDING_DEPTH_MAX {
+        return Err(MetaError::Size(format!("shards are nested deeper than {SHARDING_DEPTH_MAX}")));
     }
+    let inner = list(chain.to_bytes.required("codecs")?, "inner codecs")?;
+    let inner = layout(inner, &inner_shape, dtype, depth + 1)?;
     let (index_endian, index_crc32c) = index_codecs(list(chain.to_bytes.required("index_codecs")?, "index_codecs")?)?;
     let index_location = match chain.to_bytes.option("index_location") {
         None => IndexLocation::End,
@@ -137,8 +137,17 @@ fn layout(codecs: &[Value], chunk_shape: &[u64], dtype: DType) -> Result<Layout,
             _ => return Err(wrong("index_location", "`start` or `end`", value)),
         },
     };
-    let inner = inner.chunk(dtype)?;
-    Ok(Layout::Sharded { order: chain.order, inner_shape, inner, index_location, index_endian, index_crc32c })
+    let counts = inner_shape.iter().zip(&stored_shape).map(|(inner, stored)| stored / inner).collect();
+    let order = chain.order;
+    Ok(Layout::Sharded(Box::new(Sharded {
+        order,
+        counts,
+        inner_shape,
+        inner,
+        index_location,
+        index_endian,
+        index_crc32c,
+    })))
 }
 
 /// The extents of an inner chunk, which must divide those of the chunk as it is stored.
@@ -339,14 +348,19 @@ mod tests {
                 shape: vec![2, 3],
                 dtype: DType::Float32,
                 grid: Grid::new(vec![2, 3]).unwrap(),
-                layout: Layout::Sharded {
+                layout: Layout::Sharded(Box::new(Sharded {
                     order: vec![0, 1],
+                    counts: vec![1, 1],
                     inner_shape: vec![2, 3],
-                    inner: Chunk { order: vec![0, 1], endian: Endian::Little, codecs: vec![ByteCodec::Zstd] },
+                    inner: Layout::Plain(Chunk {
+                        order: vec![0, 1],
+                        endian: Endian::Little,
+                        codecs: vec![ByteCodec::Zstd],
+                    }),
                     index_location: IndexLocation::End,
                     index_endian: Endian::Little,
                     index_crc32c: true,
-                },
+                })),
                 fill: vec![0; 4],
                 keys: ChunkKeys::Default { separator: '/' },
             }
@@ -395,7 +409,7 @@ mod tests {
         let transpose = |order: Value| json!({"name": "transpose", "configuration": {"order": order}});
         let order = |codecs| match rank_3(codecs).unwrap() {
             Layout::Plain(chunk) => chunk.order,
-            Layout::Sharded { order, .. } => order,
+            Layout::Sharded(sharded) => sharded.order,
         };
         assert_eq!(order(json!([transpose(json!([2, 0, 1])), bytes()])), [2, 0, 1]);
         assert_eq!(order(json!([transpose(json!("F")), bytes()])), [2, 1, 0]);
@@ -404,8 +418,9 @@ mod tests {
         assert_eq!(order(json!([transpose(json!([2, 0, 1])), transpose(json!("F")), bytes()])), [1, 0, 2]);
         let inner = json!([transpose(json!([1, 0, 2])), bytes()]);
         let layout = rank_3(json!([transpose(json!([2, 0, 1])), sharding(json!([2, 2, 3]), inner)])).unwrap();
-        let Layout::Sharded { order, inner_shape, inner, .. } = layout else { panic!("sharded") };
-        assert_eq!((order, inner_shape, inner.order), (vec![2, 0, 1], vec![2, 2, 3], vec![1, 0, 2]));
+        let Layout::Sharded(sharded) = layout else { panic!("sharded") };
+        let inner_order = sharded.inner.innermost().order.clone();
+        assert_eq!((sharded.order, sharded.inner_shape, inner_order), (vec![2, 0, 1], vec![2, 2, 3], vec![1, 0, 2]));
         for unfit in [json!([0, 1]), json!([0, 0, 1]), json!([0, 1, 3]), json!("A"), json!([0, 1, 1u64 << 40])] {
             refused(rank_3(json!([transpose(unfit), bytes()])), "order");
         }
@@ -419,13 +434,18 @@ mod tests {
             codec["configuration"]["index_location"] = json!(location);
             codecs(json!([codec]))
         };
-        assert!(matches!(located("start"), Ok(Layout::Sharded { index_location: IndexLocation::Start, .. })));
+        assert!(
+            matches!(located("start"), Ok(Layout::Sharded(sharded)) if sharded.index_location == IndexLocation::Start)
+        );
         refused(located("middle"), "index_location");
         refused(codecs(json!([sharding(json!([2, 2]), inner())])), "does not divide");
         refused(codecs(json!([sharding(json!([2, 0]), inner())])), "does not divide");
         refused(codecs(json!([sharding(json!([2]), inner())])), "does not divide");
         let nested = sharding(json!([1, 3]), json!([sharding(json!([1, 1]), inner())]));
-        refused(codecs(json!([nested])), "sharding_indexed within sharding_indexed");
+        let Layout::Sharded(outer) = codecs(json!([nested])).unwrap() else { panic!("sharded") };
+        assert_eq!((outer.inner_count(), matches!(outer.inner, Layout::Sharded(_))), (2, true));
+        let deep = (0..=SHARDING_DEPTH_MAX).fold(inner(), |inner, _| json!([sharding(json!([1, 1]), inner)]));
+        refused(codecs(json!([sharding(json!([1, 1]), deep)])), "nested deeper");
         refused(codecs(json!([sharding(json!([1, 3]), inner()), {"name": "zstd"}])), "zstd after sharding_indexed");
         for (index, part) in [
             (json!([bytes(), {"name": "zstd"}]), "zstd"),

@@ -205,7 +205,9 @@ def float_lossy(values, result, target):
 
 
 def saturated(values, target):
-    """Beyond the largest value of a type that has no infinity and no NaN to go to."""
+    """Beyond the largest value of a type that has no infinity and no NaN to go to, or below the least of one without zero."""
+    if target == 'float8_e8m0fnu':
+        return (values > 0) & (values < 2.0 ** -127)
     if target not in ('float4_e2m1fn', 'float6_e2m3fn', 'float6_e3m2fn'):
         return np.zeros(values.shape, bool)
     largest = patterns(target).astype(np.float64).max()

@@ -48,7 +48,7 @@ def make_checkpoint(rng, out, number, totals):
     api = str(rng.choice(APIS))
     tree = TreeMaker(rng, api).tree()
     saved = orbax_io.save(rng, api, tree, folder / 'ckpt')
-    leaves = [Leaf(path, value) for path, value in flatten(tree)]
+    leaves = [Leaf(path, value) for path, value in flatten(saved.tree)]
     for load in range(LOADS_PER_CHECKPOINT):
         case = folder / f'load-{load}'
         case.mkdir()

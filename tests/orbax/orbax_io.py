@@ -70,6 +70,8 @@ def has_backslash(tree):
 
 
 def save_v0_standard(rng, tree, path):
+    # Standard saves turn numpy scalars into 0-d arrays.
+    tree = jax.tree.map(lambda leaf: np.asarray(leaf) if isinstance(leaf, np.generic) else leaf, tree)
     saver = v0.StandardCheckpointer()
     saver.save(path, tree)
     saver.close()

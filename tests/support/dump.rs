@@ -54,31 +54,18 @@ pub fn compare_dumps(want_dir: &Path, got_dir: &Path) -> Comparison {
 fn leaves(file: &Path) -> BTreeMap<String, Value> {
     let dump = read_json(file);
     assert_eq!(dump["schema"], 1, "{}: schema", file.display());
-    let rows = dump["leaves"]
-        .as_array()
-        .unwrap_or_else(|| panic!("{}: no list of leaves", file.display()));
+    let rows = dump["leaves"].as_array().unwrap_or_else(|| panic!("{}: no list of leaves", file.display()));
     let mut leaves = BTreeMap::new();
     for row in rows {
         let path = row["path"].to_string();
-        assert!(
-            row["path"].is_array(),
-            "{}: path {path} is not a list",
-            file.display()
-        );
+        assert!(row["path"].is_array(), "{}: path {path} is not a list", file.display());
         let twice = leaves.insert(path.clone(), row.clone()).is_some();
         assert!(!twice, "{}: {path} is there twice", file.display());
     }
     leaves
 }
 
-fn compare_leaf(
-    result: &mut Comparison,
-    path: &str,
-    want: &Value,
-    got: &Value,
-    want_dir: &Path,
-    got_dir: &Path,
-) {
+fn compare_leaf(result: &mut Comparison, path: &str, want: &Value, got: &Value, want_dir: &Path, got_dir: &Path) {
     let kind = want["kind"].as_str().unwrap_or_default();
     // What has no data has neither type nor shape worth telling; the other fields must be equal.
     let fields: &[&str] = match kind {
@@ -91,26 +78,16 @@ fn compare_leaf(
     };
     for field in fields {
         if want[field] != got[field] {
-            result.differs(format!(
-                "{path}: {field} is {}, expected {}",
-                got[field], want[field]
-            ));
+            result.differs(format!("{path}: {field} is {}, expected {}", got[field], want[field]));
             return;
         }
     }
     if kind == "scalar" && !scalars_equal(&want["value"], &got["value"]) {
-        result.differs(format!(
-            "{path}: value is {}, expected {}",
-            got["value"], want["value"]
-        ));
+        result.differs(format!("{path}: value is {}, expected {}", got["value"], want["value"]));
     }
     let (want_shards, got_shards) = (shards(want), shards(got));
     if want_shards.len() != got_shards.len() {
-        result.differs(format!(
-            "{path}: {} shards, expected {}",
-            got_shards.len(),
-            want_shards.len()
-        ));
+        result.differs(format!("{path}: {} shards, expected {}", got_shards.len(), want_shards.len()));
         return;
     }
     for (position, (want_shard, got_shard)) in want_shards.iter().zip(got_shards).enumerate() {
@@ -118,24 +95,15 @@ fn compare_leaf(
         let place = format!("{path} on device {position}");
         for field in ["device", "index"] {
             if want_shard[field] != got_shard[field] {
-                result.differs(format!(
-                    "{place}: {field} is {}, expected {}",
-                    got_shard[field], want_shard[field]
-                ));
+                result.differs(format!("{place}: {field} is {}, expected {}", got_shard[field], want_shard[field]));
                 return;
             }
         }
         let dtype = want["dtype"].as_str().unwrap_or_default();
-        let (want_data, got_data) = (
-            shard_data(want_dir, want_shard),
-            shard_data(got_dir, got_shard),
-        );
+        let (want_data, got_data) = (shard_data(want_dir, want_shard), shard_data(got_dir, got_shard));
         result.bytes += want_data.len();
         if let Some(difference) = first_difference(dtype, &want_data, &got_data) {
-            result.differs(format!(
-                "{place}, {dtype} {}: {difference}",
-                want_shard["index"]
-            ));
+            result.differs(format!("{place}, {dtype} {}: {difference}", want_shard["index"]));
             return;
         }
     }
@@ -146,9 +114,7 @@ fn shards(leaf: &Value) -> &[Value] {
 }
 
 fn shard_data(folder: &Path, shard: &Value) -> Vec<u8> {
-    let name = shard["file"]
-        .as_str()
-        .unwrap_or_else(|| panic!("{}: a shard without file", folder.display()));
+    let name = shard["file"].as_str().unwrap_or_else(|| panic!("{}: a shard without file", folder.display()));
     let path = folder.join(name);
     fs::read(&path).unwrap_or_else(|e| panic!("{}: {e}", path.display()))
 }
@@ -170,22 +136,11 @@ pub fn first_difference(dtype: &str, want: &[u8], got: &[u8]) -> Option<String> 
         return None;
     }
     let (part, width) = parts(dtype);
-    let differing = want
-        .chunks(width)
-        .zip(got.chunks(width))
-        .position(|(a, b)| a != b && !(is_nan(part, a) && is_nan(part, b)))?;
+    let differing =
+        want.chunks(width).zip(got.chunks(width)).position(|(a, b)| a != b && !(is_nan(part, a) && is_nan(part, b)))?;
     let range = differing * width..(differing + 1) * width;
-    let hex = |data: &[u8]| {
-        data.iter()
-            .rev()
-            .map(|byte| format!("{byte:02x}"))
-            .collect::<String>()
-    };
-    Some(format!(
-        "element part {differing} is 0x{}, expected 0x{}",
-        hex(&got[range.clone()]),
-        hex(&want[range])
-    ))
+    let hex = |data: &[u8]| data.iter().rev().map(|byte| format!("{byte:02x}")).collect::<String>();
+    Some(format!("element part {differing} is 0x{}, expected 0x{}", hex(&got[range.clone()]), hex(&want[range])))
 }
 
 /// Complex elements compare as their two halves. Returns the type and the width of a half.
@@ -202,10 +157,7 @@ pub fn parts(dtype: &str) -> (&str, usize) {
 
 /// Is this little-endian element a NaN? Types without NaN never are.
 pub fn is_nan(dtype: &str, element: &[u8]) -> bool {
-    let bits = element
-        .iter()
-        .rev()
-        .fold(0u64, |bits, byte| bits << 8 | u64::from(*byte));
+    let bits = element.iter().rev().fold(0u64, |bits, byte| bits << 8 | u64::from(*byte));
     // Without its sign, a NaN lies above infinity, or is the one pattern that the type sets aside.
     match dtype {
         "float64" => bits & (u64::MAX >> 1) > 0x7ff0_0000_0000_0000,

@@ -5,10 +5,7 @@
 //! (`tests/requirements.txt`). Where Python or the network is missing, `TOUCHDOWN_SKIP_ORBAX=1` skips
 //! the tests that need it; without the variable they fail, so that a judge is never missing silently.
 
-#![allow(
-    dead_code,
-    reason = "every test binary uses its own part of this module"
-)]
+#![allow(dead_code, reason = "every test binary uses its own part of this module")]
 
 pub mod dump;
 
@@ -35,9 +32,7 @@ pub fn python(test: &str) -> Option<PathBuf> {
     }
     match installed_python() {
         Ok(python) => Some(python),
-        Err(reason) => panic!(
-            "{test}: no Orbax to ask: {reason}; {SKIP_VARIABLE}=1 skips the tests that need it"
-        ),
+        Err(reason) => panic!("{test}: no Orbax to ask: {reason}; {SKIP_VARIABLE}=1 skips the tests that need it"),
     }
 }
 
@@ -45,11 +40,7 @@ pub fn python(test: &str) -> Option<PathBuf> {
 ///
 /// # Panics
 /// If it fails, with the end of its stderr.
-pub fn run_python<A: AsRef<OsStr>>(
-    python: &Path,
-    script: &str,
-    args: impl IntoIterator<Item = A>,
-) -> String {
+pub fn run_python<A: AsRef<OsStr>>(python: &Path, script: &str, args: impl IntoIterator<Item = A>) -> String {
     let script = repository().join("tests/orbax").join(script);
     let output = Command::new(python)
         .arg(&script)
@@ -58,13 +49,7 @@ pub fn run_python<A: AsRef<OsStr>>(
         .output()
         .unwrap_or_else(|e| panic!("{}: {e}", python.display()));
     let stderr = String::from_utf8_lossy(&output.stderr);
-    assert!(
-        output.status.success(),
-        "{} ended with {}:\n{}",
-        script.display(),
-        output.status,
-        tail(&stderr, 30)
-    );
+    assert!(output.status.success(), "{} ended with {}:\n{}", script.display(), output.status, tail(&stderr, 30));
     String::from_utf8_lossy(&output.stdout).into_owned()
 }
 
@@ -79,10 +64,7 @@ pub struct Output {
 impl Output {
     /// The first `error:` line of stderr, or all of it.
     pub fn error(&self) -> &str {
-        self.stderr
-            .lines()
-            .find(|line| line.starts_with("error:"))
-            .unwrap_or(self.stderr.trim_end())
+        self.stderr.lines().find(|line| line.starts_with("error:")).unwrap_or(self.stderr.trim_end())
     }
 }
 
@@ -112,20 +94,13 @@ pub fn touchdown<A: AsRef<OsStr>>(args: impl IntoIterator<Item = A>) -> Output {
         sleep(pause);
         pause = (pause * 2).min(Duration::from_millis(20));
     };
-    let text = |name: &str| {
-        String::from_utf8_lossy(&fs::read(path(name)).expect("the output file")).into_owned()
-    };
-    Output {
-        code,
-        stdout: text("stdout"),
-        stderr: text("stderr"),
-    }
+    let text = |name: &str| String::from_utf8_lossy(&fs::read(path(name)).expect("the output file")).into_owned();
+    Output { code, stdout: text("stdout"), stderr: text("stderr") }
 }
 
 /// A fresh, empty directory below `target/tmp`, named after the test so that a failure can be looked at.
 pub fn scratch(test: &str) -> PathBuf {
-    let folder =
-        Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("{test}-{}", std::process::id()));
+    let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("{test}-{}", std::process::id()));
     if folder.exists() {
         fs::remove_dir_all(&folder).unwrap_or_else(|e| panic!("{}: {e}", folder.display()));
     }
@@ -146,9 +121,7 @@ pub fn read_json(path: &Path) -> serde_json::Value {
 /// An environment variable as a number, for tests whose size can be turned up.
 pub fn number_from_environment(name: &str, default: u64) -> u64 {
     match std::env::var(name) {
-        Ok(text) => text
-            .parse()
-            .unwrap_or_else(|_| panic!("{name}={text} is not a number")),
+        Ok(text) => text.parse().unwrap_or_else(|_| panic!("{name}={text} is not a number")),
         Err(_) => default,
     }
 }
@@ -182,22 +155,10 @@ fn installed_python() -> Result<PathBuf, String> {
     if partial.exists() {
         fs::remove_dir_all(&partial).map_err(|e| at(&partial, e))?;
     }
-    run_quietly(
-        Command::new(base_python()?)
-            .args(["-m", "venv"])
-            .arg(&partial),
-    )?;
+    run_quietly(Command::new(base_python()?).args(["-m", "venv"]).arg(&partial))?;
     run_quietly(
         Command::new(partial.join("bin/python"))
-            .args([
-                "-m",
-                "pip",
-                "install",
-                "--quiet",
-                "--disable-pip-version-check",
-                "--no-input",
-                "-r",
-            ])
+            .args(["-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-input", "-r"])
             .arg(&requirements),
     )?;
     fs::rename(&partial, &finished).map_err(|e| at(&finished, e))?;
@@ -210,10 +171,7 @@ fn base_python() -> Result<&'static str, String> {
         .into_iter()
         .find(|python| {
             Command::new(python)
-                .args([
-                    "-c",
-                    "import venv, sys; sys.exit(sys.version_info < (3, 11))",
-                ])
+                .args(["-c", "import venv, sys; sys.exit(sys.version_info < (3, 11))"])
                 .stderr(Stdio::null())
                 .status()
                 .is_ok_and(|status| status.success())
@@ -228,11 +186,7 @@ fn run_quietly(command: &mut Command) -> Result<(), String> {
         return Ok(());
     }
     let stderr = String::from_utf8_lossy(&output.stderr);
-    let line = stderr
-        .lines()
-        .rev()
-        .find(|line| !line.trim().is_empty())
-        .unwrap_or("no message");
+    let line = stderr.lines().rev().find(|line| !line.trim().is_empty()).unwrap_or("no message");
     Err(format!("{shown} ended with {}: {line}", output.status))
 }
 

@@ -1,7 +1,7 @@
 //! Positioned reads on a few threads: works on every file system and kernel.
 
 use std::os::unix::fs::FileExt;
-use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
+use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Instant;
@@ -80,10 +80,7 @@ impl Reader for PreadReader {
     fn next(&mut self, deadline: Option<Instant>) -> Option<Completion> {
         let event = match deadline {
             None => self.events.recv().ok(),
-            Some(deadline) => match self.events.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
-                Ok(event) => Some(event),
-                Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => None,
-            },
+            Some(deadline) => self.events.recv_timeout(deadline.saturating_duration_since(Instant::now())).ok(),
         };
         match event? {
             Event::Done(completion) => Some(completion),

@@ -49,7 +49,6 @@ struct Planner<'a> {
     limits: Limits,
     cost: DecoderCost,
     leaves: Vec<PlannedLeaf>,
-    priorities: Vec<u32>,
     shards: Vec<PlannedShard>,
     /// Per stored array: what is wanted of it.
     demands: BTreeMap<usize, Vec<Demand>>,
@@ -131,7 +130,6 @@ impl<'a> Planner<'a> {
             limits,
             cost,
             leaves: Vec::new(),
-            priorities: Vec::new(),
             shards: Vec::new(),
             demands: BTreeMap::new(),
             unit_array_of: HashMap::new(),
@@ -190,13 +188,13 @@ impl<'a> Planner<'a> {
             sharding: want.sharding,
             parts,
             policy: want.policy,
+            priority: want.priority,
             bytes_logical,
             bytes_needed: 0,
             bytes_decoded: 0,
             bytes_read: 0,
             units: 0,
         });
-        self.priorities.push(want.priority);
         Ok(())
     }
 
@@ -543,7 +541,8 @@ impl<'a> Planner<'a> {
             }
         };
         let array = self.unit_array(part.array);
-        let unchecked = part.place.len() == decoded;
+        // Without a checksum there is nothing that a partial read leaves unchecked, once every byte is read.
+        let complete = part.place.len() == decoded && ranges.iter().map(|range| range.len).sum::<u64>() == decoded;
         let strides = strides(&shape);
         for range in ranges {
             let base: u64 = strides.iter().zip(&range.region.start).map(|(stride, at)| stride * at * element).sum();
@@ -558,7 +557,7 @@ impl<'a> Planner<'a> {
                 shape: range.region.extent,
                 skip: range.offset - base,
                 decoded_bytes: range.len,
-                whole: unchecked && range.len == decoded,
+                whole: complete,
                 indexed: false,
                 working_bytes: 0,
                 placements,
@@ -645,9 +644,9 @@ impl<'a> Planner<'a> {
     fn finish(mut self) -> Result<Plan> {
         let priority = |unit: &Unit| {
             let leaf_of = |placement: &Placement| self.shards[placement.shard as usize].leaf as usize;
-            unit.placements.iter().map(|placement| self.priorities[leaf_of(placement)]).min().unwrap_or(u32::MAX)
+            unit.placements.iter().map(|placement| self.leaves[leaf_of(placement)].priority).min().unwrap_or(u32::MAX)
         };
-        let mut units: Vec<((u32, Option<(u32, u64)>), Unit)> = std::mem::take(&mut self.units)
+        let mut units: Vec<(Turn, Unit)> = std::mem::take(&mut self.units)
             .into_iter()
             .filter(|unit| !unit.placements.is_empty())
             .map(|unit| {
@@ -764,6 +763,9 @@ fn permuted(values: &[u64], order: &[usize]) -> Vec<u64> {
 fn compose(outer: &[usize], inner: &[usize]) -> Vec<usize> {
     inner.iter().map(|&dim| outer[dim]).collect()
 }
+
+/// When a unit has its turn: by priority, then by file and offset; units without a read come first.
+type Turn = (u32, Option<(u32, u64)>);
 
 /// What the `crc32c` codec adds to a chunk.
 const CRC32C_BYTES: u64 = 4;

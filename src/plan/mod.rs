@@ -160,6 +160,8 @@ pub struct PlannedLeaf {
     pub parts: Vec<Part>,
     /// What happens to values that the type cannot hold.
     pub policy: CastPolicy,
+    /// Leaves of a lower number are read first and reported first.
+    pub priority: u32,
     /// Bytes of the whole array in its wanted type, counted once.
     pub bytes_logical: u64,
     /// Stored bytes that some local shard needs. Of an uncompressed chunk the needed elements, else the whole unit.
@@ -332,8 +334,19 @@ impl Plan {
     }
 
     /// Bytes requested from files: what units need and the gaps that merging bridges.
-    pub fn bytes_read(&self) -> u64 {
+    pub fn bytes_requested(&self) -> u64 {
         self.batches.iter().filter_map(|batch| batch.read).map(|read| read.len).sum()
+    }
+
+    /// Bytes of values that came with the metadata, so that nothing is requested for them.
+    pub fn bytes_inline(&self) -> u64 {
+        let inline = self.units.iter().filter(|unit| matches!(unit.source, Source::Inline(_)));
+        inline.map(Unit::stored_bytes).sum()
+    }
+
+    /// Data bytes read, by requests or with the metadata; at least what is needed.
+    pub fn bytes_read(&self) -> u64 {
+        self.bytes_requested() + self.bytes_inline()
     }
 
     /// Number of requests, large units cut into slots.

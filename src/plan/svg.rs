@@ -1,8 +1,8 @@
 //! A plan as a picture: the mesh, and how every array lies on it.
 //!
 //! Each device of the mesh has a colour. The mesh is drawn as a grid (the last axis runs to the right, all others down),
-//! each array as a rectangle of its last two dimensions, cut into the parts that devices hold. A part that several devices
-//! hold is striped with their colours. Arrays with equal shape and sharding are drawn once, with a count.
+//! each array as a rectangle of its last two dimensions, cut into the parts that devices hold. A part has a frame; one that several
+//! devices hold is striped with their colours inside it. Arrays with equal shape and sharding are drawn once, with a count.
 
 use std::collections::HashMap;
 use std::fmt::Write;
@@ -66,11 +66,11 @@ impl Picture {
         self.y += 6.0;
     }
 
-    fn rect(&mut self, x: f64, y: f64, w: f64, h: f64, fill: &str) {
+    fn rect(&mut self, x: f64, y: f64, w: f64, h: f64, fill: &str, stroke: &str) {
         self.width = self.width.max(x + w + MARGIN);
         let _ = writeln!(
             self.body,
-            "<rect x=\"{x:.1}\" y=\"{y:.1}\" width=\"{w:.1}\" height=\"{h:.1}\" fill=\"{fill}\" stroke=\"#ffffff\" stroke-width=\"1\"/>"
+            "<rect x=\"{x:.1}\" y=\"{y:.1}\" width=\"{w:.1}\" height=\"{h:.1}\" fill=\"{fill}\" stroke=\"{stroke}\" stroke-width=\"1\"/>"
         );
     }
 
@@ -82,7 +82,7 @@ impl Picture {
         for position in 0..count.min(DEVICES_DRAWN_MAX) {
             let x = MARGIN + (position % columns) as f64 * CELL_WIDTH;
             let y = self.y + (position / columns) as f64 * CELL_HEIGHT;
-            self.rect(x, y, CELL_WIDTH, CELL_HEIGHT, &colour(position, count));
+            self.rect(x, y, CELL_WIDTH, CELL_HEIGHT, &colour(position, count), "#ffffff");
             let device = mesh.devices()[position];
             let label = if mesh.process().world > 1 {
                 format!("r{} {}", device.rank, device.device)
@@ -134,8 +134,10 @@ impl Picture {
             let (w, h) = ((right - left) as f64 / columns * width, (bottom - top) as f64 / rows * height);
             let drawn = holders.len().min(STRIPES_MAX);
             for (stripe, position) in holders.iter().take(drawn).enumerate() {
-                self.rect(x + w * stripe as f64 / drawn as f64, y, w / drawn as f64, h, &colour(*position, devices));
+                let width = w / drawn as f64;
+                self.rect(x + width * stripe as f64, y, width, h, &colour(*position, devices), "none");
             }
+            self.rect(x, y, w, h, "none", "#333333");
         }
         self.y += height + LINE;
     }

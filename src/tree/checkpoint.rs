@@ -98,6 +98,11 @@ impl Checkpoint {
         self.0.catalog.custom_metadata.as_ref().or(self.0.description.custom_metadata.as_ref())
     }
 
+    /// When the save began and when it was committed, in nanoseconds since the Unix epoch, where that is recorded.
+    pub fn timestamps_ns(&self) -> (Option<i64>, Option<i64>) {
+        (self.0.description.init_ns, self.0.description.commit_ns)
+    }
+
     /// Advice in the checkpoint that could not be used (a damaged `_sharding` file, say).
     pub fn notes(&self) -> &[Error] {
         &self.0.catalog.notes

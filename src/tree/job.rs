@@ -1,6 +1,6 @@
 //! One load: what the caller holds ([`Job`]) and what the engine's driver does ([`run`]).
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::future::Future;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::Pin;
@@ -92,8 +92,8 @@ impl Job {
 impl Iterator for Job {
     type Item = Array;
 
-    /// The next finished array, blocking; in the caller's order of leaves where one was given and otherwise as they
-    /// complete. `None` when no more will come: [`Job::wait`] tells whether the load succeeded.
+    /// The next finished array, blocking: in the caller's order where one was given (leaves of one pattern as they complete),
+    /// otherwise as they complete. `None` when no more will come: [`Job::wait`] tells whether the load succeeded.
     fn next(&mut self) -> Option<Array> {
         let mut shared = self.status.lock();
         loop {
@@ -150,10 +150,35 @@ struct Status {
 #[derive(Default)]
 struct Shared {
     ready: VecDeque<Array>,
+    /// Complete, but leaves that the caller wants earlier are not.
+    parked: Vec<(u32, Array)>,
+    /// For every priority how many leaves are not complete.
+    waiting: BTreeMap<u32, usize>,
     result: Option<Result<State>>,
     waker: Option<Waker>,
     /// Wakes the driver out of waiting for a read, so that a cancel is seen at once.
     driver: Option<Arc<dyn ReaderWaker>>,
+}
+
+impl Shared {
+    /// Takes complete arrays in and releases those that nothing earlier is waited for.
+    fn park(&mut self, arrays: Vec<(u32, Array)>) {
+        for (priority, _) in &arrays {
+            if let Some(waiting) = self.waiting.get_mut(priority) {
+                *waiting -= 1;
+                if *waiting == 0 {
+                    self.waiting.remove(priority);
+                }
+            }
+        }
+        self.parked.extend(arrays);
+        let turn = self.waiting.keys().next().copied().unwrap_or(u32::MAX);
+        let (mut now, later): (Vec<_>, Vec<_>) =
+            std::mem::take(&mut self.parked).into_iter().partition(|(priority, _)| *priority <= turn);
+        now.sort_by_key(|(priority, _)| *priority);
+        self.ready.extend(now.into_iter().map(|(_, array)| array));
+        self.parked = later;
+    }
 }
 
 impl std::fmt::Debug for Shared {
@@ -204,6 +229,8 @@ pub(super) struct Work {
     memory: Vec<Arc<Buffer>>,
     root: Arc<Root>,
     leaves: Vec<(KeyPath, Assembled)>,
+    /// For every planned leaf the implementation of the PRNG key that it is the data of.
+    key_impls: Vec<Option<String>>,
     skipped: Vec<KeyPath>,
     missing: Vec<KeyPath>,
     status: Arc<Status>,
@@ -237,21 +264,31 @@ impl Work {
         }
         let count = Count {
             bytes_read: AtomicU64::new(0),
-            bytes_total: landing.plan.bytes_read(),
+            bytes_total: landing.plan.bytes_requested(),
             leaves_done: AtomicU64::new(0),
             leaves_total: landing.plan.leaves.len() as u64,
         };
+        let mut waiting = BTreeMap::new();
+        landing.plan.leaves.iter().for_each(|leaf| *waiting.entry(leaf.priority).or_insert(0) += 1);
         let status = Arc::new(Status {
-            shared: Mutex::new(Shared::default()),
+            shared: Mutex::new(Shared { waiting, ..Shared::default() }),
             changed: Condvar::new(),
             cancelled: AtomicBool::new(false),
             count,
         });
+        let leaves = target.assembled();
+        let mut key_impls = vec![None; landing.plan.leaves.len()];
+        for (_, assembled) in &leaves {
+            if let Assembled::Planned { leaf, key_impl } = assembled {
+                key_impls[*leaf].clone_from(key_impl);
+            }
+        }
         let work = Self {
             landing: Arc::new(landing),
             memory: memory.into_iter().map(Arc::new).collect(),
             root: checkpoint.root(),
-            leaves: target.assembled(),
+            leaves,
+            key_impls,
             skipped: target.skipped().to_vec(),
             missing: target.missing().to_vec(),
             status: Arc::clone(&status),
@@ -274,28 +311,25 @@ impl Work {
             dtype: planned.dtype,
             data: Arc::clone(&self.memory[shard as usize]),
         });
-        let key_impl = self.leaves.iter().find_map(|(_, assembled)| match assembled {
-            Assembled::Planned { leaf: have, key_impl } if *have == leaf => key_impl.clone(),
-            _ => None,
-        });
         Array {
             path: planned.path.clone(),
             shape: planned.shape.clone(),
             dtype: planned.dtype,
             sharding: planned.sharding.clone(),
-            key_impl,
+            key_impl: self.key_impls[leaf].clone(),
             lossy: self.landing.lossy(leaf),
             shards: shards.collect(),
         }
     }
 
     fn complete(&self, leaves: impl IntoIterator<Item = usize>) {
-        let arrays: Vec<Array> = leaves.into_iter().map(|leaf| self.array(leaf)).collect();
+        let priority = |leaf: usize| self.landing.plan.leaves[leaf].priority;
+        let arrays: Vec<(u32, Array)> = leaves.into_iter().map(|leaf| (priority(leaf), self.array(leaf))).collect();
         if arrays.is_empty() {
             return;
         }
         self.status.count.leaves_done.fetch_add(arrays.len() as u64, Ordering::Relaxed);
-        self.status.lock().ready.extend(arrays);
+        self.status.lock().park(arrays);
         self.status.changed.notify_all();
     }
 
@@ -336,7 +370,7 @@ impl Work {
             elapsed: self.opened + self.planned + loading,
             bytes_logical: plan.bytes_logical(),
             bytes_needed: plan.bytes_needed(),
-            bytes_read: drive.read.bytes,
+            bytes_read: drive.read.bytes + plan.bytes_inline(),
             bytes_decoded: plan.bytes_decoded(),
             bytes_unverified: self.landing.bytes_unverified(),
             peak_host_bytes: plan.result_bytes() + drive.budget.peak() + scratch,

@@ -7,6 +7,7 @@
 //!
 //! This folder and `cli` drive I/O; everything before it is told what the bytes are.
 
+mod api;
 mod catalog;
 mod checkpoint;
 mod database;
@@ -21,6 +22,7 @@ mod target;
 mod value;
 pub mod verify;
 
+pub use api::{Load, load, load_async, open};
 pub use catalog::{LeafInfo, LeafKind, SavedSpec};
 pub use checkpoint::{Checkpoint, OpenOptions};
 pub use database::Database;

@@ -81,7 +81,7 @@ pub struct Report {
     pub bytes_logical: u64,
     /// Stored bytes that some shard needs, before merging.
     pub bytes_needed: u64,
-    /// Data bytes requested from files.
+    /// Data bytes read: requested from files, or values that came with the metadata.
     pub bytes_read: u64,
     /// Bytes that came out of decoding, uncompressed bytes included.
     pub bytes_decoded: u64,

@@ -12,7 +12,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::keypath::KeyPath;
 use crate::layout::StepChoice;
 use crate::plan::{Device, Mesh, Sharding, Spec, Verify};
-use crate::tree::{Checkpoint, EngineOptions, Missing, OpenOptions, Otherwise, Row, Target};
+use crate::tree::{Checkpoint, EngineOptions, Missing, OpenOptions, Otherwise, Row, RowView, Target};
 
 /// Which checkpoint.
 #[derive(Debug, Args)]
@@ -226,6 +226,7 @@ impl TargetArgs {
                 shape: row.shape,
                 spec,
                 sharding: None,
+                view: row.view.map(ViewOf::view),
                 path: row.path,
             })
         });
@@ -337,6 +338,27 @@ struct TargetRow {
     dtype: Option<String>,
     shape: Option<Vec<u64>>,
     spec: Option<Vec<Option<OneOrMany>>>,
+    view: Option<ViewOf>,
+}
+
+/// A row that is made of other leaves: `{"stack": {"of": [PATH, ..], "dim": 0}}`, `{"concatenate": ..}`, or
+/// `{"split": {"of": PATH, "dim": 0, "start": 0, "stop": 4}}`.
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "lowercase", deny_unknown_fields)]
+enum ViewOf {
+    Stack { of: Vec<KeyPath>, dim: usize },
+    Concatenate { of: Vec<KeyPath>, dim: usize },
+    Split { of: KeyPath, dim: usize, start: u64, stop: u64 },
+}
+
+impl ViewOf {
+    fn view(self) -> RowView {
+        match self {
+            Self::Stack { of, dim } => RowView::Stack { of, dim },
+            Self::Concatenate { of, dim } => RowView::Concatenate { of, dim },
+            Self::Split { of, dim, start, stop } => RowView::Split { of, dim, start, stop },
+        }
+    }
 }
 
 #[derive(Debug, Deserialize)]

@@ -70,6 +70,13 @@ impl Checkpoint {
         }
         let mut catalog = catalog;
         catalog.read_scalars(&root)?;
+        tracing::info!(
+            path = %shown,
+            layout = description.layout.as_str(),
+            leaves = catalog.leaves.len(),
+            ms = start.elapsed().as_millis() as u64,
+            "opened"
+        );
         Ok(Self(Arc::new(Inner { root: Arc::new(root), description, item, catalog, opening: start.elapsed() })))
     }
 

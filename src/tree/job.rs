@@ -427,6 +427,13 @@ pub(super) fn run(work: Work, reader: &mut dyn Reader, pool: &ThreadPool, ring: 
         None if cancelled => Err(Error::new(ErrorKind::Cancelled, "the load was cancelled")),
         None => work.state(&drive),
     };
+    tracing::info!(
+        bytes_read = drive.read.bytes,
+        requests = drive.requests,
+        ms = work.start.elapsed().as_millis() as u64,
+        ok = result.is_ok(),
+        "loaded"
+    );
     work.status.publish(result);
 }
 
@@ -533,6 +540,7 @@ impl Drive<'_> {
             let slots = if read.len > self.work.limits.slot_bytes { 2 } else { 1 };
             let Some(credit) = self.budget.take(slots * self.work.limits.slot_bytes + working) else { return true };
             self.next_batch += 1;
+            tracing::debug!(batch = number, offset = read.offset, len = read.len, units = units.len(), "read");
             if let Err(error) = self.start(number, read.file, read.offset, read.len, credit) {
                 let first = &plan.units[batch.units.start as usize];
                 self.error.put(batch.units.start, located(error, first, &plan.arrays[first.array as usize]));

@@ -34,4 +34,4 @@ pub use target::{Missing, Otherwise, Take, Target};
 pub use value::{ScalarType, Value};
 
 #[cfg(feature = "cli")]
-pub(crate) use target::Row;
+pub(crate) use target::{Row, RowView};

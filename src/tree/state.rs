@@ -182,6 +182,10 @@ impl Shard {
                 .found(std::any::type_name::<T>())
                 .hint("load with a cast, or view the bytes"));
         }
+        if self.data.is_empty() {
+            // An empty shard has no memory, and so no alignment.
+            return Ok(&[]);
+        }
         bytemuck::try_cast_slice(&self.data)
             .map_err(|error| Error::invalid(format!("the memory cannot be viewed: {error}")))
     }

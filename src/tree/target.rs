@@ -461,9 +461,8 @@ impl Target {
                     dtype: Some(array.dtype),
                     shape: Some(array.shape.clone()),
                     sharding: Some(array.sharding.clone()),
-                    kind: None,
                     path: path.clone(),
-                    spec: None,
+                    ..Row::default()
                 },
                 Leaf::Value { value: Value::Text(_), .. } => row("string"),
                 Leaf::Value { dtype, .. } => Row { dtype: *dtype, ..row("scalar") },
@@ -483,7 +482,36 @@ impl Target {
         let names: Vec<String> = self.leaves.iter().map(|leaf| leaf.path.to_string()).collect();
         let at: HashMap<&str, usize> = names.iter().enumerate().map(|(at, name)| (name.as_str(), at)).collect();
         let mut leaves: Vec<Option<TargetLeaf>> = std::mem::take(&mut self.leaves).into_iter().map(Some).collect();
+        let arrays: HashMap<&str, ArrayWant> = names
+            .iter()
+            .zip(&leaves)
+            .filter(|_| rows.iter().any(|row| row.view.is_some()))
+            .filter_map(|(name, leaf)| match leaf.as_ref().map(|leaf| &leaf.what) {
+                Some(What::Array(array)) => Some((name.as_str(), array.clone())),
+                _ => None,
+            })
+            .collect();
+        let mut used: Vec<usize> = Vec::new();
         for row in rows {
+            if let Some(view) = row.view.clone() {
+                used.extend(view.parts().iter().filter_map(|part| at.get(part.to_string().as_str())));
+                let parts = view.parts().iter().map(|part| {
+                    let name = part.to_string();
+                    let array = arrays.get(name.as_str()).cloned();
+                    array.ok_or_else(|| no_such("view", &name, arrays.keys().map(|name| (*name).to_owned())))
+                });
+                let made = parts.collect::<Result<Vec<_>>>().and_then(|parts| view.array(&parts)).and_then(|array| {
+                    let path = row.path.clone();
+                    let mut leaf = TargetLeaf { path, source: None, what: What::Array(array), priority: 0 };
+                    row.clone().apply(&mut leaf, &self.checkpoint)?;
+                    Ok(leaf)
+                });
+                match made {
+                    Ok(leaf) => wanted.push(leaf),
+                    Err(error) => lines.push(format!("{}: {error}", row.path)),
+                }
+                continue;
+            }
             let found = at.get(row.path.to_string().as_str()).and_then(|&at| leaves[at].take());
             let Some(mut leaf) = found else {
                 match missing {
@@ -508,8 +536,11 @@ impl Target {
                     "`touchdown ls --json` prints a target that fits; `--missing keep` leaves out what is not there",
                 ));
         }
+        // A leaf that only stands inside another row is neither loaded by itself nor skipped.
+        used.iter().for_each(|&at| leaves[at] = None);
         self.skipped.extend(leaves.into_iter().flatten().map(|leaf| leaf.path));
         self.leaves = wanted;
+        self.check_names()?;
         Ok(self)
     }
 
@@ -557,7 +588,7 @@ impl Target {
         if twice.is_empty() {
             return Ok(());
         }
-        Err(Error::invalid("two leaves have one name after renaming").lines(twice))
+        Err(Error::invalid("two leaves have one name").lines(twice))
     }
 
     /// The arrays to plan, after everything was said; all problems in one error.
@@ -711,6 +742,41 @@ pub(crate) struct Row {
     pub(crate) shape: Option<Vec<u64>>,
     pub(crate) spec: Option<(Arc<Mesh>, Spec)>,
     pub(crate) sharding: Option<Sharding>,
+    pub(crate) view: Option<RowView>,
+}
+
+/// A row that is made of other leaves.
+#[derive(Clone, Debug)]
+pub(crate) enum RowView {
+    /// The leaves side by side along a new dimension.
+    Stack { of: Vec<KeyPath>, dim: usize },
+    /// The leaves one after the other along a dimension.
+    Concatenate { of: Vec<KeyPath>, dim: usize },
+    /// The indices `[start, stop)` of a dimension of one leaf.
+    Split { of: KeyPath, dim: usize, start: u64, stop: u64 },
+}
+
+impl RowView {
+    /// The leaves that it is made of.
+    fn parts(&self) -> &[KeyPath] {
+        match self {
+            Self::Stack { of, .. } | Self::Concatenate { of, .. } => of,
+            Self::Split { of, .. } => std::slice::from_ref(of),
+        }
+    }
+
+    /// The array that it makes of them.
+    fn array(&self, parts: &[ArrayWant]) -> Result<ArrayWant> {
+        let views: Vec<View> = parts.iter().map(|part| part.view.clone()).collect();
+        let view = match (self, views.as_slice()) {
+            (Self::Stack { dim, .. }, views) => View::stack(views, *dim)?,
+            (Self::Concatenate { dim, .. }, views) => View::concatenate(views, *dim)?,
+            (Self::Split { dim, start, stop, .. }, [whole]) => whole.range(*dim, *start, *stop)?,
+            (Self::Split { .. }, _) => return Err(Error::bug("a split of several leaves")),
+        };
+        let dtype = parts.first().map(|part| part.dtype).ok_or_else(|| Error::invalid("a view of no leaves"))?;
+        Ok(ArrayWant { shape: view.shape.clone(), view, dtype, sharding: None, key_impl: None })
+    }
 }
 
 impl Row {

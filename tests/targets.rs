@@ -1,0 +1,139 @@
+//! Targets over a real checkpoint: every view and rule against a plain load of the same leaves.
+
+#![allow(clippy::unwrap_used, clippy::panic, reason = "tests")]
+
+use touchdown::ndarray::{ArrayD, Axis, Slice, concatenate, stack};
+use touchdown::{
+    CastPolicy, Checkpoint, DType, Device, ErrorKind, KeyPath, Leaf, Mesh, Missing, Otherwise, State, Take, Target,
+    Value, spec,
+};
+
+fn checkpoint() -> Checkpoint {
+    touchdown::open(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/quickstart/ckpt")).unwrap()
+}
+
+fn load(target: &Target) -> State {
+    touchdown::load(target.checkpoint(), target).unwrap()
+}
+
+/// The whole of an array that one device holds.
+fn whole(state: &State, path: &str) -> ArrayD<f32> {
+    state.array(path).unwrap().shards()[0].as_ndarray::<f32>().unwrap().to_owned()
+}
+
+/// An array put together from its shards.
+fn assembled(state: &State, path: &str) -> ArrayD<f32> {
+    let array = state.array(path).unwrap();
+    let shape: Vec<usize> = array.shape.iter().map(|&extent| extent as usize).collect();
+    let mut out = ArrayD::from_elem(shape, f32::NAN);
+    for shard in array.shards() {
+        let region = &shard.region;
+        let mut part = out.slice_each_axis_mut(|axis| {
+            let dim = axis.axis.index();
+            Slice::from(region.start[dim] as usize..region.end(dim) as usize)
+        });
+        part.assign(&shard.as_ndarray::<f32>().unwrap());
+    }
+    out
+}
+
+#[test]
+fn stacked_concatenated_and_split_arrays_equal_what_numpy_would_make() {
+    let checkpoint = checkpoint();
+    let plain = load(&checkpoint.target());
+    let kernels = [whole(&plain, "params/layer_0/kernel"), whole(&plain, "params/layer_1/kernel")];
+    let mesh = Mesh::new([("a", 2), ("b", 3)], Device::cpus(6)).unwrap();
+    for dim in 0..3 {
+        let target = checkpoint.target().stack("params/*/kernel", dim, KeyPath::names(["layers"])).unwrap();
+        let target = target.shard(&mesh, [("layers", spec!["a", "b"])]).unwrap().otherwise(Otherwise::Replicate);
+        let state = load(&target);
+        assert_eq!(assembled(&state, "layers"), stack(Axis(dim), &[kernels[0].view(), kernels[1].view()]).unwrap());
+        assert!(state.leaf("params/layer_0/kernel").is_none() && state.leaf("params/embed").is_some());
+    }
+    for dim in 0..2 {
+        let target = checkpoint.target().concatenate("params/*/kernel", dim, KeyPath::names(["long"])).unwrap();
+        let joined = concatenate(Axis(dim), &[kernels[0].view(), kernels[1].view()]).unwrap();
+        assert_eq!(whole(&load(&target), "long"), joined);
+        // A part of the joined array that crosses the seam, turned.
+        let part = Take::Range { dim, start: 30, stop: 70 };
+        let target = target.take([("long", part)]).unwrap().transpose([("long", vec![1, 0])]).unwrap();
+        let expected = joined.slice_axis(Axis(dim), Slice::from(30..70)).reversed_axes();
+        assert_eq!(whole(&load(&target), "long"), expected);
+    }
+    let parts = [("q", 40), ("k", 0), ("v", 88)].map(|(name, extent)| (KeyPath::names([name]), extent));
+    let state = load(&checkpoint.target().split("params/layer_0/kernel", 1, parts).unwrap());
+    assert_eq!(whole(&state, "q"), kernels[0].slice_axis(Axis(1), Slice::from(0..40)));
+    assert_eq!(state.array("k").unwrap().shape, [64, 0]);
+    assert_eq!(whole(&state, "v"), kernels[0].slice_axis(Axis(1), Slice::from(40..128)));
+    let short = [(KeyPath::names(["q"]), 40)];
+    assert_eq!(checkpoint.target().split("params/layer_0/kernel", 1, short).unwrap_err().kind(), ErrorKind::Invalid);
+}
+
+#[test]
+fn a_sharding_follows_its_dimensions_when_they_are_permuted() {
+    let checkpoint = checkpoint();
+    let mesh = Mesh::line(Device::cpus(4)).unwrap();
+    let target = checkpoint.target().only(["params/layer_0/kernel"]).unwrap();
+    let target = target.shard(&mesh, [("**", spec![_, "device"])]).unwrap().transpose([("**", vec![1, 0])]).unwrap();
+    let state = load(&target);
+    let array = state.array("params/layer_0/kernel").unwrap();
+    assert_eq!((array.shape.as_slice(), array.shards()[1].region.extent.as_slice()), (&[128, 64][..], &[32, 64][..]));
+    let plain = whole(&load(&checkpoint.target()), "params/layer_0/kernel");
+    assert_eq!(assembled(&state, "params/layer_0/kernel"), plain.reversed_axes());
+}
+
+#[test]
+fn a_loaded_tree_is_a_target() {
+    let checkpoint = checkpoint();
+    let mesh = Mesh::line(Device::cpus(2)).unwrap();
+    let wanted = checkpoint.target().skip(["opt_state/**"]).unwrap().cast([("params/**", DType::Float16)]).unwrap();
+    let wanted = wanted.shard(&mesh, [("**/kernel", spec!["device"])]).unwrap().otherwise(Otherwise::Replicate);
+    let first = load(&wanted);
+    let again = load(&checkpoint.target().like(&first, Missing::Error).unwrap());
+    assert_eq!(again.leaves().len(), first.leaves().len());
+    for ((path, a), (_, b)) in first.leaves().zip(again.leaves()) {
+        match (a, b) {
+            (Leaf::Array(a), Leaf::Array(b)) => {
+                assert_eq!((&a.shape, a.dtype, &a.sharding), (&b.shape, b.dtype, &b.sharding), "{path}");
+                assert!(a.shards().iter().zip(b.shards()).all(|(a, b)| a.bytes() == b.bytes()), "{path}");
+            }
+            (Leaf::Value { value: a, .. }, Leaf::Value { value: b, .. }) => assert_eq!(a, b, "{path}"),
+            (a, b) => panic!("{path}: {a:?} is not {b:?}"),
+        }
+    }
+    assert_eq!(again.report().skipped.len(), 2);
+    assert_eq!(again.leaf("name").map(|leaf| matches!(leaf, Leaf::Value { value: Value::Text(_), .. })), Some(true));
+}
+
+#[test]
+fn problems_come_together_with_the_nearest_names() {
+    let checkpoint = checkpoint();
+    let target = checkpoint.target().shape([("params/*/bias", vec![100]), ("params/embed", vec![300, 64])]).unwrap();
+    let error = touchdown::load(&checkpoint, &target).unwrap_err();
+    assert_eq!((error.kind(), error.list().len()), (ErrorKind::Invalid, 3));
+    assert!(error.advice().unwrap().contains("--pad"));
+    let padded = load(&target.pad(-1.0));
+    let embed = whole(&padded, "params/embed");
+    assert!(embed.slice_axis(Axis(0), Slice::from(256..300)).iter().all(|value| *value == -1.0));
+    let error = checkpoint.target().cast([("params/layer_0/kernle", DType::Float16)]).unwrap_err();
+    assert!(error.to_string().contains("params/layer_0/kernel"), "{error}");
+    let error = checkpoint.target().rename([("layer_[01]", "layer")]).unwrap_err();
+    assert_eq!(error.list(), ["params/layer/bias", "params/layer/kernel"]);
+    let mesh = Mesh::line(Device::cpus(2)).unwrap();
+    let unsaid = checkpoint.target().shard(&mesh, [("**/kernel", spec!["device"])]).unwrap();
+    let error = checkpoint.plan(&unsaid).unwrap_err();
+    assert!(error.list().len() == 5 && error.to_string().contains("no sharding rule"), "{error}");
+}
+
+#[test]
+fn lossy_casts_are_counted_or_refused() {
+    let checkpoint = checkpoint();
+    let target = checkpoint.target().only(["params/layer_0/bias"]).unwrap().cast([("**", DType::Int8)]).unwrap();
+    // Values around 0.02 all become 0: every nonzero element is lossy.
+    let nonzero =
+        whole(&load(&checkpoint.target()), "params/layer_0/bias").iter().filter(|value| **value != 0.0).count();
+    let report = load(&target).report().clone();
+    assert_eq!(report.lossy.get("params/layer_0/bias"), Some(&(nonzero as u64)));
+    let error = touchdown::load(&checkpoint, &target.cast_policy(CastPolicy::Error)).unwrap_err();
+    assert!(error.kind() == ErrorKind::Invalid && error.list()[0].contains("params/layer_0/bias"), "{error}");
+}

@@ -1,7 +1,7 @@
 //! The command line: one verb, one file.
 //!
-//! Raw arguments are clap's structs in each verb's file; [`options`] turns them into the library's types and holds all
-//! validation. stdout is data, stderr is everything else. [`exit`] is the only place that knows exit codes.
+//! Raw arguments are clap's structs in each verb's file; `options.rs` turns them into the library's types and holds all
+//! validation. stdout is data, stderr is everything else. `exit.rs` is the only place that knows exit codes.
 
 #![allow(clippy::print_stdout, clippy::print_stderr)] // printing is this folder's job
 

@@ -224,8 +224,7 @@ impl TargetArgs {
                 kind: row.kind,
                 dtype: dtype.transpose()?,
                 shape: row.shape,
-                spec,
-                sharding: None,
+                sharding: spec,
                 view: row.view.map(ViewOf::view),
                 path: row.path,
             })

@@ -30,8 +30,5 @@ pub use engine::{Engine, EngineOptions};
 pub use job::{Job, Progress};
 pub use rules::{Filter, Pattern};
 pub use state::{Array, Leaf, Report, Shard, Stage, Stages, State};
-pub use target::{Missing, Otherwise, Take, Target};
+pub use target::{Missing, Otherwise, Row, RowView, Take, Target};
 pub use value::{ScalarType, Value};
-
-#[cfg(feature = "cli")]
-pub(crate) use target::{Row, RowView};

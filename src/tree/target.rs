@@ -460,7 +460,7 @@ impl Target {
                 Leaf::Array(array) => Row {
                     dtype: Some(array.dtype),
                     shape: Some(array.shape.clone()),
-                    sharding: Some(array.sharding.clone()),
+                    sharding: Some((Arc::clone(&array.sharding.mesh), array.sharding.spec.clone())),
                     path: path.clone(),
                     ..Row::default()
                 },
@@ -474,8 +474,11 @@ impl Target {
         self.rows(rows, missing)
     }
 
-    /// Wants the rows of a target file: `ls --json`, edited.
-    pub(crate) fn rows(mut self, rows: Vec<Row>, missing: Missing) -> Result<Self> {
+    /// Wants exactly these rows, in their order; `ls --json`, edited, is such a list. Leaves without a row are skipped.
+    ///
+    /// # Errors
+    /// All problems in one: rows that the checkpoint lacks (unless they are kept), kinds and ranks that do not fit.
+    pub fn rows(mut self, rows: Vec<Row>, missing: Missing) -> Result<Self> {
         let mut lines = Vec::new();
         let mut wanted = Vec::new();
         // Paths that print alike name the same leaf: target files come from people.
@@ -735,25 +738,49 @@ pub enum Take {
 
 /// One row of a target: what is said about a leaf. What is not said is as stored.
 #[derive(Clone, Debug, Default)]
-pub(crate) struct Row {
-    pub(crate) path: KeyPath,
-    pub(crate) kind: Option<String>,
-    pub(crate) dtype: Option<DType>,
-    pub(crate) shape: Option<Vec<u64>>,
-    pub(crate) spec: Option<(Arc<Mesh>, Spec)>,
-    pub(crate) sharding: Option<Sharding>,
-    pub(crate) view: Option<RowView>,
+pub struct Row {
+    /// The leaf; with a view the name of the new leaf.
+    pub path: KeyPath,
+    /// `array`, `scalar`, ..: scalars and 0-d arrays turn into each other, other kinds must be as stored.
+    pub kind: Option<String>,
+    /// Element type; of a scalar the type that its value is converted to.
+    pub dtype: Option<DType>,
+    /// Extents of the same rank; other extents need [`Target::pad`].
+    pub shape: Option<Vec<u64>>,
+    /// Who holds what.
+    pub sharding: Option<(Arc<Mesh>, Spec)>,
+    /// What the leaf is made of, if it is not one of the checkpoint.
+    pub view: Option<RowView>,
 }
 
 /// A row that is made of other leaves.
-#[derive(Clone, Debug)]
-pub(crate) enum RowView {
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum RowView {
     /// The leaves side by side along a new dimension.
-    Stack { of: Vec<KeyPath>, dim: usize },
+    Stack {
+        /// The leaves.
+        of: Vec<KeyPath>,
+        /// Where the new dimension stands.
+        dim: usize,
+    },
     /// The leaves one after the other along a dimension.
-    Concatenate { of: Vec<KeyPath>, dim: usize },
+    Concatenate {
+        /// The leaves.
+        of: Vec<KeyPath>,
+        /// The dimension.
+        dim: usize,
+    },
     /// The indices `[start, stop)` of a dimension of one leaf.
-    Split { of: KeyPath, dim: usize, start: u64, stop: u64 },
+    Split {
+        /// The leaf.
+        of: KeyPath,
+        /// The dimension.
+        dim: usize,
+        /// First index.
+        start: u64,
+        /// One past the last index.
+        stop: u64,
+    },
 }
 
 impl RowView {
@@ -823,8 +850,7 @@ impl Row {
                 if let Some(dtype) = self.dtype {
                     array.dtype = dtype;
                 }
-                let sharding = self.sharding.map(|sharding| (sharding.mesh, sharding.spec)).or(self.spec);
-                if let Some((mesh, spec)) = sharding {
+                if let Some((mesh, spec)) = self.sharding {
                     Sharding::new(Arc::clone(&mesh), spec.clone(), array.shape.len())?;
                     array.sharding = Some((mesh, spec));
                 }

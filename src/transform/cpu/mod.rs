@@ -4,7 +4,7 @@
 //! stored bytes --normalise--> memory form --convert--> memory form of the wanted type, and how many elements were lossy
 //! ```
 //!
-//! Start reading in [`cast`]. Must not know: shapes, strides, files, plans; everything here is a run of elements.
+//! Start reading in `cast.rs`. Must not know: shapes, strides, files, plans; everything here is a run of elements.
 
 mod cast;
 mod encode;

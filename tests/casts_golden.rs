@@ -1,6 +1,15 @@
 //! Every cast against golden tables from TensorStore and ml_dtypes: all bit patterns of sources of up to
 //! 16 bits, edge values, ties and random bits of the wider ones. What the tables hold: `tests/orbax/casts.py`.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::print_stdout,
+    clippy::print_stderr,
+    reason = "tests fail by panicking and say what they compared"
+)]
+
 mod support;
 
 use std::collections::HashMap;

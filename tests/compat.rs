@@ -1,6 +1,15 @@
 //! The checkpoints that the orbax-checkpoint package carries for its own compatibility tests: whole ones
 //! load as Orbax loads them, damaged ones are refused with a message. Never a panic, never a signal.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::print_stdout,
+    clippy::print_stderr,
+    reason = "tests fail by panicking and say what they compared"
+)]
+
 mod support;
 
 use std::fs;

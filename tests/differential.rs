@@ -4,6 +4,15 @@
 //! `TOUCHDOWN_DIFFERENTIAL_SEED` and `TOUCHDOWN_DIFFERENTIAL_COUNT` choose other and more checkpoints.
 //! A failure leaves its checkpoint, the expected and the actual dump in place and says where.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::print_stdout,
+    clippy::print_stderr,
+    reason = "tests fail by panicking and say what they compared"
+)]
+
 mod support;
 
 use std::fs;

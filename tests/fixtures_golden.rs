@@ -3,6 +3,15 @@
 //! `tests/fixtures/*/expected.json` tells what `ckpt/` beside it holds; where the fixtures come from: the
 //! corpus of real checkpoints, and `tests/orbax/fixtures.py`. Needs no Python.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::print_stdout,
+    clippy::print_stderr,
+    reason = "tests fail by panicking and say what they compared"
+)]
+
 mod support;
 
 use std::collections::BTreeMap;
@@ -11,7 +20,7 @@ use std::path::{Path, PathBuf};
 
 use serde_json::Value;
 use support::dump::first_difference;
-use support::{fixture, read_json, scratch, touchdown};
+use support::{copy_tree, fixture, read_json, scratch, touchdown};
 
 #[test]
 fn fixtures_load_as_their_true_values() {
@@ -214,18 +223,5 @@ fn values_equal(want: &Value, got: &Value) -> bool {
     match (want.as_f64(), got.as_f64()) {
         (Some(a), Some(b)) if want.is_f64() || got.is_f64() => a == b && a.is_sign_negative() == b.is_sign_negative(),
         _ => want == got,
-    }
-}
-
-fn copy_tree(from: &Path, to: &Path) {
-    fs::create_dir_all(to).unwrap_or_else(|e| panic!("{}: {e}", to.display()));
-    for entry in fs::read_dir(from).unwrap_or_else(|e| panic!("{}: {e}", from.display())) {
-        let entry = entry.expect("a readable entry");
-        let target = to.join(entry.file_name());
-        if entry.path().is_dir() {
-            copy_tree(&entry.path(), &target);
-        } else {
-            fs::copy(entry.path(), &target).unwrap_or_else(|e| panic!("{}: {e}", target.display()));
-        }
     }
 }

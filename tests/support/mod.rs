@@ -5,7 +5,7 @@
 //! (`tests/requirements.txt`). Where Python or the network is missing, `TOUCHDOWN_SKIP_ORBAX=1` skips
 //! the tests that need it; without the variable they fail, so that a judge is never missing silently.
 
-#![allow(dead_code, reason = "every test binary uses its own part of this module")]
+#![allow(dead_code, unreachable_pub, reason = "every test binary uses its own part of this module")]
 
 pub mod dump;
 
@@ -68,25 +68,32 @@ impl Output {
     }
 }
 
+/// The binary under test, with these arguments.
+pub fn program<A: AsRef<OsStr>>(args: impl IntoIterator<Item = A>) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_touchdown"));
+    command.args(args);
+    command
+}
+
 /// Runs the binary under test. Output goes through files, so that a full pipe cannot block it.
 pub fn touchdown<A: AsRef<OsStr>>(args: impl IntoIterator<Item = A>) -> Output {
+    finish(program(args), TOUCHDOWN_TIMEOUT)
+}
+
+/// Runs a command to its end, or kills it after this time.
+pub fn finish(mut command: Command, timeout: Duration) -> Output {
     let folder = tempfile::tempdir().expect("a temporary directory");
     let path = |name: &str| folder.path().join(name);
     let file = |name: &str| File::create(path(name)).expect("a file in the temporary directory");
-    let mut child = Command::new(env!("CARGO_BIN_EXE_touchdown"))
-        .args(args)
-        .stdin(Stdio::null())
-        .stdout(file("stdout"))
-        .stderr(file("stderr"))
-        .spawn()
-        .expect("the binary starts");
+    let mut child =
+        command.stdin(Stdio::null()).stdout(file("stdout")).stderr(file("stderr")).spawn().expect("the binary starts");
     let start = Instant::now();
     let mut pause = Duration::from_micros(200);
     let code = loop {
         if let Some(status) = child.try_wait().expect("the child can be waited for") {
             break status.code();
         }
-        if start.elapsed() > TOUCHDOWN_TIMEOUT {
+        if start.elapsed() > timeout {
             child.kill().expect("the child can be killed");
             child.wait().expect("a killed child ends");
             break None;
@@ -111,6 +118,20 @@ pub fn scratch(test: &str) -> PathBuf {
 /// `tests/fixtures/<path>`.
 pub fn fixture(path: &str) -> PathBuf {
     repository().join("tests/fixtures").join(path)
+}
+
+/// Copies a directory and what is in it.
+pub fn copy_tree(from: &Path, to: &Path) {
+    fs::create_dir_all(to).unwrap_or_else(|e| panic!("{}: {e}", to.display()));
+    for entry in fs::read_dir(from).unwrap_or_else(|e| panic!("{}: {e}", from.display())) {
+        let entry = entry.expect("a readable entry");
+        let target = to.join(entry.file_name());
+        if entry.path().is_dir() {
+            copy_tree(&entry.path(), &target);
+        } else {
+            fs::copy(entry.path(), &target).unwrap_or_else(|e| panic!("{}: {e}", target.display()));
+        }
+    }
 }
 
 pub fn read_json(path: &Path) -> serde_json::Value {

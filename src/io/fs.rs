@@ -193,6 +193,7 @@ pub(crate) fn io_error(errno: Errno, verb: &str) -> Error {
             Error::new(ErrorKind::Io, "too many open files").caused_by(source).hint("raise the limit (`ulimit -n`)")
         }
         Errno::NOMEM => Error::new(ErrorKind::OutOfMemory, "the system has no memory").caused_by(source),
+        Errno::LOOP => Error::corrupt("symbolic links lead in a circle").caused_by(source),
         Errno::NAMETOOLONG => Error::corrupt("a file name is too long").caused_by(source),
         Errno::ISDIR => Error::corrupt("a directory stands where a file should be").caused_by(source),
         _ => Error::new(ErrorKind::Io, format!("cannot {verb} a file")).caused_by(source),

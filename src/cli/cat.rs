@@ -93,6 +93,14 @@ fn takes(slice: &str, shape: &[u64]) -> Result<Vec<Take>> {
 
 /// The elements as nested lists.
 fn nested(array: &Array) -> Result<Json> {
+    // Without elements the rows are all there is, and nothing else bounds them.
+    let rows =
+        array.shape.iter().take_while(|&&extent| extent > 0).try_fold(1u64, |rows, extent| rows.checked_mul(*extent));
+    if array.shape.contains(&0) && rows.is_none_or(|rows| rows > EMPTY_ROWS_MAX) {
+        return Err(Error::invalid("there are too many empty rows to print")
+            .found(format_args!("the shape {}", output::shape(&array.shape)))
+            .hint("print a part with --slice"));
+    }
     let shard = array.shards().first().ok_or_else(|| Error::bug("an array without shards"))?;
     let mut elements = shard.bytes().chunks_exact(array.dtype.size());
     level(array.dtype, &array.shape, &mut elements)
@@ -135,3 +143,6 @@ fn plain(value: &Json) -> String {
         value => value.to_string(),
     }
 }
+
+/// Most rows without elements that are printed.
+const EMPTY_ROWS_MAX: u64 = 1 << 20;

@@ -2,12 +2,12 @@
 
 use std::process::ExitCode;
 
-use serde_json::json;
+use serde_json::{Value as Json, json};
 
 use super::options::SourceArgs;
 use super::output;
 use crate::error::{Error, Result};
-use crate::kv::Value;
+use crate::kv::{Index, Value};
 use crate::tree::Database;
 
 pub(super) const EXAMPLE: &str =
@@ -19,7 +19,7 @@ pub(super) struct Args {
     source: SourceArgs,
     /// Print the value of this key to stdout.
     key: Option<String>,
-    /// One JSON object: keys in order, with lengths and places.
+    /// One JSON object: keys in order, with lengths and places; of one key also the value, where it is text.
     #[arg(long)]
     json: bool,
 }
@@ -30,25 +30,26 @@ pub(super) fn run(args: &Args) -> Result<ExitCode> {
         let Some(value) = database.index().get(key.as_bytes()) else {
             let names: Vec<String> =
                 database.index().entries().iter().map(|(key, _)| String::from_utf8_lossy(key).into_owned()).collect();
-            let near = crate::layout::nearest(key, names.iter().map(String::as_str)).join(", ");
-            return Err(Error::invalid(format!("there is no key `{key}`")).found(format_args!("nearest: {near}")));
+            let near = crate::layout::nearest(key, names.iter().map(String::as_str));
+            let error = Error::invalid(format!("there is no key `{key}`"));
+            let error = if near.is_empty() { error } else { error.found(format_args!("nearest: {}", near.join(", "))) };
+            return Err(error.hint("`touchdown kv` without a key lists them"));
         };
-        output::bytes(&database.read(value)?)?;
+        let bytes = database.read(value)?;
+        if args.json {
+            let mut document = entry(database.index(), key.as_bytes(), value);
+            document["schema"] = json!(1);
+            document["value"] = json!(std::str::from_utf8(&bytes).ok());
+            output::json(&document)?;
+        } else {
+            output::bytes(&bytes)?;
+        }
         return Ok(ExitCode::SUCCESS);
     }
     let index = database.index();
     if args.json {
-        let entry = |(key, value): &(bytes::Bytes, Value)| {
-            let key = String::from_utf8_lossy(key);
-            match value {
-                Value::Inline(bytes) => json!({"key": key, "length": bytes.len(), "inline": true}),
-                Value::Extent(extent) => json!({
-                    "key": key, "length": extent.len, "inline": false,
-                    "file": index.file(extent.file).to_string(), "offset": extent.offset,
-                }),
-            }
-        };
-        output::json(&json!({"schema": 1, "keys": index.entries().iter().map(entry).collect::<Vec<_>>()}))?;
+        let keys: Vec<_> = index.entries().iter().map(|(key, value)| entry(index, key, value)).collect();
+        output::json(&json!({"schema": 1, "keys": keys}))?;
     } else {
         let row = |(key, value): &(bytes::Bytes, Value)| {
             let place = match value {
@@ -60,4 +61,16 @@ pub(super) fn run(args: &Args) -> Result<ExitCode> {
         output::text(&output::table(&index.entries().iter().map(row).collect::<Vec<_>>()))?;
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// A key and where its value is.
+fn entry(index: &Index, key: &[u8], value: &Value) -> Json {
+    let key = String::from_utf8_lossy(key);
+    match value {
+        Value::Inline(bytes) => json!({"key": key, "length": bytes.len(), "inline": true}),
+        Value::Extent(extent) => json!({
+            "key": key, "length": extent.len, "inline": false,
+            "file": index.file(extent.file).to_string(), "offset": extent.offset,
+        }),
+    }
 }

@@ -1,5 +1,6 @@
 //! `touchdown ls`: what is in a checkpoint.
 
+use std::io::Write;
 use std::process::ExitCode;
 
 use serde_json::{Value as Json, json};
@@ -27,7 +28,10 @@ pub(super) fn run(args: &Args, quiet: bool) -> Result<ExitCode> {
     let stored = checkpoint.stored_bytes()?;
     let bytes = |leaf: &LeafInfo| leaf.kind.array().and_then(|array| stored[array]);
     if !quiet {
-        checkpoint.notes().iter().for_each(|note| eprintln!("note: {note}"));
+        for note in checkpoint.notes() {
+            // Where stderr is closed there is nobody to tell.
+            let _ = writeln!(std::io::stderr(), "note: {note}");
+        }
     }
     if args.json {
         output::json(&document(&checkpoint, bytes))?;

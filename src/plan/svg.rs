@@ -156,7 +156,8 @@ fn escaped(text: &str) -> String {
             '>' => out.push_str("&gt;"),
             '&' => out.push_str("&amp;"),
             '"' => out.push_str("&quot;"),
-            char if char.is_control() => out.push('\u{FFFD}'),
+            // What XML has no way to write.
+            char if char.is_control() || matches!(char, '\u{FFFE}' | '\u{FFFF}') => out.push('\u{FFFD}'),
             char => out.push(char),
         }
     }
@@ -186,6 +187,6 @@ mod tests {
 
     #[test]
     fn names_cannot_break_the_document() {
-        assert_eq!(escaped("a<b>&\"\u{1}"), "a&lt;b&gt;&amp;&quot;\u{FFFD}");
+        assert_eq!(escaped("a<b>&\"\u{1}\u{FFFE}"), "a&lt;b&gt;&amp;&quot;\u{FFFD}\u{FFFD}");
     }
 }

@@ -12,7 +12,7 @@ use super::{
 };
 use crate::error::{Error, Result};
 use crate::kv::Value;
-use crate::limits::{CHUNKS_MAX, RANGES_PER_CHUNK_MAX};
+use crate::limits::{CHUNKS_MAX, RANGES_PER_CHUNK_MAX, SLOT_BYTES};
 use crate::need::{Answer, Asker, Need, unfit};
 use crate::relpath::RelPath;
 use crate::shape::{Region, byte_count, strides};
@@ -573,11 +573,15 @@ impl<'a> Planner<'a> {
 
     /// Refuses a unit whose decoder needs more than the budget leaves beside the slots it works with.
     fn check_budget(&self, part: &StoredPart, working_bytes: u64) -> Result<()> {
-        let slots = (u64::from(self.limits.workers) + 2) * self.limits.slot_bytes;
-        let needed = working_bytes.saturating_add(slots);
-        if needed <= self.limits.staging_bytes {
+        let workers = u64::from(self.limits.workers);
+        let needed_now = working_bytes.saturating_add((workers + 2) * self.limits.slot_bytes);
+        if needed_now <= self.limits.staging_bytes {
             return Ok(());
         }
+        // Slots take about half of any budget, up to their full size: what is enough leaves the decoder its part.
+        let with_its_slots = working_bytes.saturating_mul(2 * (workers + 3)).div_ceil(workers + 4);
+        let with_full_slots = working_bytes.saturating_add((workers + 2) * SLOT_BYTES as u64);
+        let needed = with_its_slots.min(with_full_slots).max(needed_now);
         let error = Error::new(crate::ErrorKind::Budget, "a chunk cannot be decoded within the memory budget")
             .expected(format_args!("a budget of at least {needed} bytes"))
             .found(format_args!("{} bytes", self.limits.staging_bytes))

@@ -543,7 +543,7 @@ impl Drive<'_> {
             tracing::debug!(batch = number, offset = read.offset, len = read.len, units = units.len(), "read");
             if let Err(error) = self.start(number, read.file, read.offset, read.len, credit) {
                 let first = &plan.units[batch.units.start as usize];
-                self.error.put(batch.units.start, located(error, first, &plan.arrays[first.array as usize]));
+                self.error.put(batch.units.start, located(error, plan, first));
             }
         }
         false
@@ -621,7 +621,7 @@ impl Drive<'_> {
             let error = read_error(error, &shown, read.offset, read.len as u64, read.file.size());
             let unit = plan.batches[batch].units.start;
             let first = &plan.units[unit as usize];
-            self.error.put(unit, located(error, first, &plan.arrays[first.array as usize]));
+            self.error.put(unit, located(error, plan, first));
             self.abandon(batch);
             return;
         }
@@ -714,8 +714,7 @@ impl Drive<'_> {
         let (landing, error) = (Arc::clone(&self.work.landing), Arc::clone(&self.error));
         self.spawn(move || {
             let unit = &landing.plan.units[position as usize];
-            let array = &landing.plan.arrays[unit.array as usize];
-            let fail = |failed: Error| error.put(position, located(failed, unit, array));
+            let fail = |failed: Error| error.put(position, located(failed, &landing.plan, unit));
             match segment {
                 Some((slot, len)) => match stream.feed(&landing, unit, &slot[..len]) {
                     Ok(()) => Done::Segment { batch, stream: Some(stream) },

@@ -108,7 +108,7 @@ impl Landing {
     /// Bytes that do not decode, with the chunk and the array.
     pub(super) fn land(&self, unit: &Unit, stored: &[u8], ring: &Arc<Ring>) -> Result<Vec<usize>> {
         let array = &self.plan.arrays[unit.array as usize];
-        self.land_whole(unit, array, stored, ring).map_err(|error| located(error, unit, array))?;
+        self.land_whole(unit, array, stored, ring).map_err(|error| located(error, &self.plan, unit))?;
         Ok(self.landed(unit))
     }
 
@@ -423,8 +423,16 @@ pub(super) fn decoder_cost(chain: &[ByteCodec], encoded: u64, decoded: u64) -> u
     decode::cost(chain, encoded, decoded).working_bytes
 }
 
-/// Errors with the chunk and the array they belong to.
-pub(super) fn located(error: Error, unit: &Unit, array: &UnitArray) -> Error {
+/// Errors with the place in the file, the chunk and the array they belong to.
+pub(super) fn located(error: Error, plan: &Plan, unit: &Unit) -> Error {
+    let array = &plan.arrays[unit.array as usize];
+    let has_file = error.places().any(|(place, _)| place == "file");
+    let error = match unit.source {
+        Source::File { file, offset, .. } if !has_file => {
+            error.at("offset", offset).at("file", &plan.files[file as usize])
+        }
+        _ => error,
+    };
     let error = match unit.inner {
         Some(inner) => error.at("inner chunk", inner),
         None => error,

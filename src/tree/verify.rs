@@ -162,7 +162,6 @@ fn tree(
 /// Checks one unit: that its bytes are there and, if deep, that they decode.
 fn check(plan: &Plan, unit: usize, root: &Root, deep: bool, ring: &std::sync::Arc<Ring>) -> Result<()> {
     let unit = &plan.units[unit];
-    let array = &plan.arrays[unit.array as usize];
     let checked = || {
         let file = match unit.source {
             Source::File { file, offset, len } => {
@@ -179,5 +178,5 @@ fn check(plan: &Plan, unit: usize, root: &Root, deep: bool, ring: &std::sync::Ar
         };
         if deep { check_unit(plan, unit, file.as_ref(), root, ring) } else { Ok(()) }
     };
-    checked().map_err(|error| located(error, unit, array))
+    checked().map_err(|error| located(error, plan, unit))
 }

@@ -263,9 +263,8 @@ impl TargetArgs {
                 return Ok(None);
             }
         }
-        // Says what does not fit.
-        Sharding::new(Arc::clone(mesh), spec.clone(), spec.0.len()).map_err(|error| error.at("leaf", path))?;
-        Ok(None)
+        // It does not fit, which planning says unless a rule replaces it.
+        Ok(Some((Arc::clone(mesh), spec)))
     }
 }
 

@@ -4,9 +4,10 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::catalog::{Catalog, LeafInfo, read_orbax, read_safetensors};
+use super::catalog::{Catalog, LeafInfo, LeafKind, read_orbax, read_safetensors};
 use super::land::decoder_cost;
 use super::target::Target;
+use crate::dtype::DType;
 use crate::error::{Error, Result};
 use crate::io::{Root, serve};
 use crate::layout::{self, Description, Entry, Format, Item, ItemKind, StepChoice, default_item};
@@ -65,9 +66,6 @@ impl Checkpoint {
                 (Some(name), catalog.map_err(|error| error.at("checkpoint", &shown))?)
             }
         };
-        if catalog.arrays.is_empty() && matches!(description.format, Format::Safetensors) && options.item.is_some() {
-            return Err(Error::invalid("safetensors have no items").hint("leave out --item"));
-        }
         let mut catalog = catalog;
         catalog.read_scalars(&root)?;
         tracing::info!(
@@ -144,6 +142,14 @@ impl Checkpoint {
         &self.0.catalog.arrays
     }
 
+    /// The element type of a leaf that has one.
+    pub(super) fn dtype(&self, kind: &LeafKind) -> Option<DType> {
+        match kind {
+            LeafKind::Scalar { dtype, .. } => Some(*dtype),
+            kind => kind.array().map(|array| self.arrays()[array].meta.dtype),
+        }
+    }
+
     /// Bytes that each array's chunks take, or `None` where they were not counted; asks for file sizes where chunks are
     /// files.
     ///
@@ -177,6 +183,11 @@ pub(super) fn describe(path: &Path, options: &OpenOptions) -> Result<(Root, Desc
         layout::Options { entry, name: directory_name(path), step: options.step.clone(), force: options.force };
     let description = ask(&root, |asker| async move { layout::describe(&asker, &wanted).await })
         .map_err(|error| error.at("checkpoint", path.display()))?;
+    if description.format == Format::Safetensors && options.item.is_some() {
+        return Err(Error::invalid("safetensors have no items")
+            .at("checkpoint", path.display())
+            .hint("leave out --item"));
+    }
     Ok((root, description))
 }
 

@@ -118,13 +118,18 @@ impl Pattern {
         }
     }
 
+    /// Whether a leaf passes the pattern's filter; one without a type (a string, `None`) is of no family.
+    fn admits_leaf(&self, dtype: Option<DType>) -> bool {
+        dtype.map_or(self.filter == Filter::All, |dtype| self.admits(dtype))
+    }
+
     /// Whether it names one path literally: a glob without wildcards.
     pub fn is_literal(&self) -> bool {
         let plain = |element: &Element| match element {
             Element::Any => false,
             Element::One(tokens) => tokens.iter().all(|token| matches!(token, Token::Char(_))),
         };
-        matches!(&self.matcher, Matcher::Glob(elements) if elements.iter().all(plain)) && self.filter == Filter::All
+        matches!(&self.matcher, Matcher::Glob(elements) if elements.iter().all(plain))
     }
 }
 
@@ -167,12 +172,17 @@ impl<V> Rules<V> {
     pub(super) fn first(&mut self, path: &KeyPath, dtype: Option<DType>) -> Option<(&Pattern, &V)> {
         let mut first = None;
         for (index, (pattern, _, used)) in self.rules.iter_mut().enumerate() {
-            if pattern.matches(path) && dtype.is_none_or(|dtype| pattern.admits(dtype)) {
+            if pattern.matches(path) && pattern.admits_leaf(dtype) {
                 *used = true;
                 first = first.or(Some(index));
             }
         }
         first.map(|index| (&self.rules[index].0, &self.rules[index].1))
+    }
+
+    /// Whether every rule has matched something.
+    pub(super) fn all_used(&self) -> bool {
+        self.rules.iter().all(|(.., used)| *used)
     }
 
     /// Refuses rules that matched nothing, all in one error.

@@ -4,7 +4,7 @@
 //! paths and dimensions that the target has at that moment. A leaf's sharding follows its dimensions when they are
 //! permuted. Nothing is read.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
 use super::catalog::LeafKind;
@@ -81,6 +81,23 @@ pub(super) struct ArrayWant {
     pub(super) key_impl: Option<String>,
 }
 
+impl ArrayWant {
+    /// Whether it has the stored type and extents.
+    fn is_as_stored(&self, checkpoint: &Checkpoint) -> bool {
+        let types = self.view.pieces.iter().map(|piece| checkpoint.arrays()[piece.array].meta.dtype);
+        self.shape == self.view.shape && types.into_iter().all(|dtype| dtype == self.dtype)
+    }
+
+    /// Refuses a cast that has no meaning.
+    fn check_cast(&self, checkpoint: &Checkpoint, to: DType) -> Result<()> {
+        let mut types = self.view.pieces.iter().map(|piece| checkpoint.arrays()[piece.array].meta.dtype);
+        match types.find(|dtype| !dtype.casts_to(to)) {
+            Some(_) => Err(Error::invalid("a complex array cannot be cast to bool")),
+            None => Ok(()),
+        }
+    }
+}
+
 /// A leaf of the result: ready now, or an array of the plan.
 #[derive(Clone, Debug)]
 pub(super) enum Assembled {
@@ -149,7 +166,14 @@ impl Target {
         let mut rules = Rules::new(option, patterns.into_iter().map(|pattern| (pattern, ())));
         let matched: Vec<bool> =
             self.leaves.iter().map(|leaf| rules.first(&leaf.path, leaf.dtype()).is_some()).collect();
-        rules.check(self.leaves.iter().map(|leaf| &leaf.path))?;
+        if !rules.all_used() {
+            // `only` and `skip` each speak of the whole checkpoint, not of what the other left over.
+            let skipped: HashSet<&KeyPath> = self.skipped.iter().collect();
+            for leaf in self.checkpoint.leaves().iter().filter(|leaf| skipped.contains(&leaf.path)) {
+                rules.first(&leaf.path, self.checkpoint.dtype(&leaf.kind));
+            }
+        }
+        rules.check(self.leaves.iter().map(|leaf| &leaf.path).chain(&self.skipped))?;
         let (kept, left): (Vec<_>, Vec<_>) =
             self.leaves.into_iter().zip(matched).partition(|(_, matched)| *matched == keep);
         self.leaves = kept.into_iter().map(|(leaf, _)| leaf).collect();
@@ -229,11 +253,7 @@ impl Target {
     pub fn cast<P: Into<Pattern>>(self, rules: impl IntoIterator<Item = (P, DType)>) -> Result<Self> {
         let checkpoint = self.checkpoint.clone();
         self.arrays("cast", rules, |array, dtype| {
-            for piece in &array.view.pieces {
-                if !checkpoint.arrays()[piece.array].meta.dtype.casts_to(*dtype) {
-                    return Err(Error::invalid("a complex array cannot be cast to bool"));
-                }
-            }
+            array.check_cast(&checkpoint, *dtype)?;
             array.dtype = *dtype;
             Ok(())
         })
@@ -515,8 +535,12 @@ impl Target {
                 }
                 continue;
             }
-            let found = at.get(row.path.to_string().as_str()).and_then(|&at| leaves[at].take());
-            let Some(mut leaf) = found else {
+            let found = at.get(row.path.to_string().as_str()).map(|&at| leaves[at].take());
+            if let Some(None) = found {
+                lines.push(format!("{}: named twice in the target", row.path));
+                continue;
+            }
+            let Some(mut leaf) = found.flatten() else {
                 match missing {
                     Missing::Keep => self.missing.push(row.path),
                     Missing::Error => {
@@ -625,7 +649,8 @@ impl Target {
                     Err(Error::invalid("no sharding rule matches"))
                 }
             };
-            let sharding = match sharding {
+            let cast = array.check_cast(&self.checkpoint, array.dtype);
+            let sharding = match cast.and(sharding) {
                 Ok(sharding) => sharding,
                 Err(error) => {
                     lines.push(format!("{}: {error}", leaf.path));
@@ -850,10 +875,11 @@ impl Row {
                 if let Some(dtype) = self.dtype {
                     array.dtype = dtype;
                 }
-                if let Some((mesh, spec)) = self.sharding {
-                    Sharding::new(Arc::clone(&mesh), spec.clone(), array.shape.len())?;
-                    array.sharding = Some((mesh, spec));
+                if array.key_impl.is_some() && !array.is_as_stored(checkpoint) {
+                    return Err(Error::invalid("the type and shape of a random key cannot be changed"));
                 }
+                // Whether it fits the mesh is asked at the end: a rule may still replace it.
+                array.sharding = self.sharding.or(array.sharding.take());
             }
             What::Scalar { dtype, value } => {
                 if self.shape.is_some_and(|shape| !shape.is_empty()) {
@@ -894,6 +920,7 @@ impl TargetLeaf {
     fn dtype(&self) -> Option<DType> {
         match &self.what {
             What::Array(array) => Some(array.dtype),
+            What::Scalar { dtype, .. } => Some(*dtype),
             _ => None,
         }
     }

@@ -17,6 +17,8 @@
 mod build;
 pub mod explain;
 mod mesh;
+mod order;
+mod parts;
 mod ranges;
 pub mod svg;
 mod view;

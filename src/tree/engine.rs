@@ -17,8 +17,10 @@ use std::time::{Duration, Instant};
 use rayon::{ThreadPool, ThreadPoolBuilder};
 
 use super::checkpoint::Checkpoint;
-use super::job::{Job, Work, run};
+use super::drive::run;
+use super::job::Job;
 use super::target::Target;
+use super::work::Work;
 use crate::error::{Error, ErrorKind, Result};
 use crate::io::{Buffer, PreadReader, Reader, Ring};
 use crate::limits::{MERGE_GAP_BYTES_DEFAULT, READER_THREADS_DEFAULT, SLOT_BYTES, SLOTS_MIN, STAGING_BYTES_DEFAULT};

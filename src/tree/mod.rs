@@ -2,7 +2,8 @@
 //!
 //! ```text
 //!   Checkpoint::open ──► Target (rules) ──► Plan ──► Engine::load ──► Job ──► State
-//!     catalog.rs           target.rs     plan::build   job.rs, land.rs       state.rs
+//!     catalog.rs           target.rs     plan::build   work.rs, drive.rs,    job.rs  state.rs
+//!                                                      land.rs
 //! ```
 //!
 //! This folder and `cli` drive I/O; everything before it is told what the bytes are.
@@ -12,6 +13,7 @@ mod catalog;
 mod checkpoint;
 mod database;
 pub mod diff;
+mod drive;
 mod engine;
 mod inline;
 mod job;
@@ -21,6 +23,7 @@ mod state;
 mod target;
 mod value;
 pub mod verify;
+mod work;
 
 pub use api::{Load, load, load_async, open};
 pub use catalog::{LeafInfo, LeafKind, SavedSpec};

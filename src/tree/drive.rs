@@ -1,0 +1,408 @@
+//! The engine's driver: admits the work of a plan in order, as memory allows, and reacts to what completes.
+//!
+//! Everything runs on one thread and never blocks but in [`Reader::next`]: reads complete there, and tasks on the workers
+//! wake it. A batch that fits a slot is one read and one task; a unit larger than a slot is a [`Flow`].
+
+use std::collections::{HashMap, VecDeque};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Instant;
+
+use rayon::ThreadPool;
+
+use super::land::{FirstError, Stream, located};
+use super::state::Stage;
+use super::work::{self, Work};
+use crate::error::{Error, ErrorKind, Result};
+use crate::io::{Budget, Completion, Credit, OpenFile, ReadAt, Reader, Ring, Slot, Ticket, read_error, short_file};
+use crate::plan::Source;
+
+/// Does one load on the driver's thread.
+pub(super) fn run(work: Work, reader: &mut dyn Reader, pool: &ThreadPool, ring: &Arc<Ring>) {
+    work.status.lock().driver = Some(reader.waker());
+    let reserved = u64::from(work.limits.workers) * work.limits.slot_bytes;
+    let mut drive = Drive {
+        work: &work,
+        reader,
+        pool,
+        ring,
+        budget: Budget::new(work.limits.staging_bytes.saturating_sub(reserved)),
+        error: Arc::new(FirstError::default()),
+        done: Arc::new(Mutex::new(Vec::new())),
+        tasks: 0,
+        next_batch: 0,
+        next_ticket: 0,
+        reads: HashMap::new(),
+        streams: HashMap::new(),
+        files: HashMap::new(),
+        read: Stage::default(),
+        requests: 0,
+    };
+    work.complete(work.landing.leaves_without_units());
+    drive.run();
+    let cancelled = work.status.cancelled.load(Ordering::Acquire) && drive.next_batch < work.landing.plan.batches.len();
+    let result = match drive.error.take() {
+        Some(error) => Err(error),
+        None if cancelled => Err(Error::new(ErrorKind::Cancelled, "the load was cancelled")),
+        None => work.state(&drive.counted()),
+    };
+    tracing::info!(
+        bytes_read = drive.read.bytes,
+        requests = drive.requests,
+        ms = work.start.elapsed().as_millis() as u64,
+        ok = result.is_ok(),
+        "loaded"
+    );
+    work.status.publish(result);
+}
+
+/// The driver's bookkeeping for one load.
+struct Drive<'a> {
+    work: &'a Work,
+    reader: &'a mut dyn Reader,
+    pool: &'a ThreadPool,
+    ring: &'a Arc<Ring>,
+    budget: Arc<Budget>,
+    error: Arc<FirstError>,
+    done: Arc<Mutex<Vec<Done>>>,
+    /// Tasks that have not reported back.
+    tasks: usize,
+    next_batch: usize,
+    next_ticket: u64,
+    /// Reads in flight.
+    reads: HashMap<Ticket, Reading>,
+    /// Units larger than a slot, by batch.
+    streams: HashMap<usize, Flow>,
+    files: HashMap<u32, Arc<OpenFile>>,
+    read: Stage,
+    requests: u64,
+}
+
+/// What a read in flight is for.
+enum Reading {
+    Batch { batch: usize, credit: Credit },
+    Segment { batch: usize },
+}
+
+/// What a task reports.
+enum Done {
+    Batch { leaves: Vec<usize> },
+    Segment { batch: usize, stream: Option<Box<Stream>> },
+    Finished { batch: usize, leaves: Vec<usize> },
+}
+
+/// A unit larger than a slot on its way: at most two slots, one being read while the other is decoded.
+struct Flow {
+    unit: u32,
+    file: Arc<OpenFile>,
+    /// Next byte to read, and the end.
+    next: u64,
+    end: u64,
+    /// Segments that have arrived and wait for the decoder, in order.
+    ready: VecDeque<(Slot, usize)>,
+    reading: bool,
+    /// The decoder, unless a task has it.
+    stream: Option<Box<Stream>>,
+    busy: bool,
+    _credit: Credit,
+}
+
+impl Drive<'_> {
+    fn counted(&self) -> work::Done {
+        work::Done { read: self.read, requests: self.requests, staging_peak_bytes: self.budget.peak() }
+    }
+
+    fn run(&mut self) {
+        loop {
+            let blocked = self.admit();
+            self.collect();
+            if self.reads.is_empty() && self.tasks == 0 && self.streams.is_empty() {
+                if self.stopping() || self.next_batch == self.work.landing.plan.batches.len() {
+                    return;
+                }
+                if blocked {
+                    // Nothing is at work, so nothing will free memory: the planner has promised that this cannot be.
+                    let error = Error::bug("a unit waits for memory that nobody holds");
+                    self.error.put(u32::MAX, error);
+                }
+                continue;
+            }
+            let waited = Instant::now();
+            let completion = self.reader.next(None);
+            if blocked {
+                self.read.blocked += waited.elapsed();
+            }
+            if let Some(completion) = completion {
+                self.completed(completion);
+            }
+        }
+    }
+
+    fn stopping(&self) -> bool {
+        self.error.is_set() || self.work.status.cancelled.load(Ordering::Acquire)
+    }
+
+    /// Starts batches as memory and the reader's depth allow. Returns whether memory was what stopped it.
+    fn admit(&mut self) -> bool {
+        let plan = &self.work.landing.plan;
+        while !self.stopping() && self.next_batch < plan.batches.len() {
+            if self.reads.len() >= self.reader.depth()
+                || self.tasks >= TASKS_PER_WORKER * self.work.limits.workers as usize
+            {
+                return false;
+            }
+            let number = self.next_batch;
+            let batch = &plan.batches[number];
+            let units = &plan.units[batch.units.start as usize..batch.units.end as usize];
+            let working = units.iter().map(|unit| unit.working_bytes).max().unwrap_or(0);
+            let Some(read) = batch.read else {
+                self.next_batch += 1;
+                self.spawn_batch(number, None);
+                continue;
+            };
+            let slots = if read.len > self.work.limits.slot_bytes { 2 } else { 1 };
+            let Some(credit) = self.budget.take(slots * self.work.limits.slot_bytes + working) else { return true };
+            self.next_batch += 1;
+            tracing::debug!(batch = number, offset = read.offset, len = read.len, units = units.len(), "read");
+            if let Err(error) = self.start(number, read.file, read.offset, read.len, credit) {
+                let first = &plan.units[batch.units.start as usize];
+                self.error.put(batch.units.start, located(error, plan, first));
+            }
+        }
+        false
+    }
+
+    fn start(&mut self, batch: usize, file: u32, offset: u64, len: u64, credit: Credit) -> Result<()> {
+        let file = self.file(file)?;
+        let end = offset.checked_add(len).filter(|end| *end <= file.size());
+        let Some(end) = end else {
+            return Err(short_file(&self.work.root.shown(file.path()), offset, len, file.size()));
+        };
+        if len <= self.work.limits.slot_bytes {
+            let buffer = self.ring.slot()?;
+            self.submit(Reading::Batch { batch, credit }, file, offset, len, buffer);
+            return Ok(());
+        }
+        let unit = self.work.landing.plan.batches[batch].units.start;
+        let stream = Stream::new(&self.work.landing, &self.work.landing.plan.units[unit as usize], len, self.ring)?;
+        let flow = Flow {
+            unit,
+            file,
+            next: offset,
+            end,
+            ready: VecDeque::new(),
+            reading: false,
+            stream: Some(Box::new(stream)),
+            busy: false,
+            _credit: credit,
+        };
+        self.streams.insert(batch, flow);
+        self.advance(batch);
+        Ok(())
+    }
+
+    fn submit(&mut self, reading: Reading, file: Arc<OpenFile>, offset: u64, len: u64, buffer: Slot) {
+        let ticket = Ticket(self.next_ticket);
+        self.next_ticket += 1;
+        self.requests += 1;
+        self.read.bytes += len;
+        self.reads.insert(ticket, reading);
+        // At most a slot, which is a usize.
+        self.reader.submit(ticket, ReadAt { file, offset, len: len as usize, buffer });
+    }
+
+    fn file(&mut self, number: u32) -> Result<Arc<OpenFile>> {
+        if let Some(file) = self.files.get(&number) {
+            return Ok(Arc::clone(file));
+        }
+        if self.files.len() >= OPEN_FILES_MAX {
+            self.files.clear();
+        }
+        let path = &self.work.landing.plan.files[number as usize];
+        let file = self.work.root.file(path)?.ok_or_else(|| {
+            Error::not_found("a data file of the checkpoint is missing")
+                .at("file", self.work.root.shown(path))
+                .hint("the checkpoint is incomplete; copy it again")
+        })?;
+        let file = Arc::new(file);
+        self.files.insert(number, Arc::clone(&file));
+        Ok(file)
+    }
+
+    /// Takes a finished read to the workers.
+    fn completed(&mut self, completion: Completion) {
+        let Completion { ticket, read, result, busy } = completion;
+        self.read.busy += busy;
+        let Some(reading) = self.reads.remove(&ticket) else { return };
+        self.work.status.count.bytes_read.fetch_add(read.len as u64, Ordering::Relaxed);
+        let plan = &self.work.landing.plan;
+        let batch = match &reading {
+            Reading::Batch { batch, .. } | Reading::Segment { batch } => *batch,
+        };
+        if let Err(error) = result {
+            let shown = self.work.root.shown(read.file.path());
+            let error = read_error(error, &shown, read.offset, read.len as u64, read.file.size());
+            let unit = plan.batches[batch].units.start;
+            let first = &plan.units[unit as usize];
+            self.error.put(unit, located(error, plan, first));
+            self.abandon(batch);
+            return;
+        }
+        match reading {
+            Reading::Batch { batch, credit } => self.spawn_batch(batch, Some((read.buffer, credit))),
+            Reading::Segment { batch } => {
+                if let Some(flow) = self.streams.get_mut(&batch) {
+                    flow.reading = false;
+                    flow.ready.push_back((read.buffer, read.len));
+                }
+                self.advance(batch);
+            }
+        }
+    }
+
+    /// Gives a stream up, unless a task still has its decoder.
+    fn abandon(&mut self, batch: usize) {
+        if let Some(flow) = self.streams.get_mut(&batch) {
+            flow.reading = false;
+            flow.ready.clear();
+            if !flow.busy {
+                self.streams.remove(&batch);
+            }
+        }
+    }
+
+    /// Decodes every unit of a batch in one task.
+    fn spawn_batch(&mut self, number: usize, read: Option<(Slot, Credit)>) {
+        let (landing, ring, error) = (Arc::clone(&self.work.landing), Arc::clone(self.ring), Arc::clone(&self.error));
+        self.spawn(move || {
+            let batch = &landing.plan.batches[number];
+            let mut leaves = Vec::new();
+            for position in batch.units.clone() {
+                let unit = &landing.plan.units[position as usize];
+                let stored: Result<&[u8]> = match (&unit.source, &read, batch.read) {
+                    (Source::File { offset, len, .. }, Some((slot, _)), Some(range)) => {
+                        let from = (offset - range.offset) as usize;
+                        slot.get(from..from + *len as usize).ok_or_else(|| Error::bug("a unit lies outside its read"))
+                    }
+                    (Source::Inline(bytes), ..) => Ok(bytes),
+                    (Source::Fill(element), ..) => Ok(element),
+                    _ => Err(Error::bug("a unit has no bytes")),
+                };
+                match stored.and_then(|stored| landing.land(unit, stored, &ring)) {
+                    Ok(done) => leaves.extend(done),
+                    Err(failed) => error.put(position, failed),
+                }
+            }
+            Done::Batch { leaves }
+        });
+    }
+
+    /// Moves a stream on: reads ahead, decodes what has arrived, ends it.
+    fn advance(&mut self, batch: usize) {
+        let stopping = self.stopping();
+        let slot_bytes = self.work.limits.slot_bytes;
+        let Some(flow) = self.streams.get_mut(&batch) else { return };
+        if stopping {
+            flow.ready.clear();
+            if !flow.busy && !flow.reading {
+                self.streams.remove(&batch);
+            }
+            return;
+        }
+        let held = flow.ready.len() + usize::from(flow.busy) + usize::from(flow.reading);
+        if !flow.reading && flow.next < flow.end && held < 2 {
+            let (file, offset, len) = (Arc::clone(&flow.file), flow.next, slot_bytes.min(flow.end - flow.next));
+            flow.next += len;
+            flow.reading = true;
+            match self.ring.slot() {
+                Ok(buffer) => self.submit(Reading::Segment { batch }, file, offset, len, buffer),
+                Err(error) => {
+                    self.error.put(u32::MAX, error);
+                    return self.abandon(batch);
+                }
+            }
+        }
+        let Some(flow) = self.streams.get_mut(&batch) else { return };
+        if flow.busy {
+            return;
+        }
+        let ended = flow.next == flow.end && !flow.reading && flow.ready.is_empty();
+        let segment = flow.ready.pop_front();
+        if segment.is_none() && !ended {
+            return;
+        }
+        let Some(mut stream) = flow.stream.take() else { return };
+        flow.busy = true;
+        let position = flow.unit;
+        let (landing, error) = (Arc::clone(&self.work.landing), Arc::clone(&self.error));
+        self.spawn(move || {
+            let unit = &landing.plan.units[position as usize];
+            let fail = |failed: Error| error.put(position, located(failed, &landing.plan, unit));
+            match segment {
+                Some((slot, len)) => match stream.feed(&landing, unit, &slot[..len]) {
+                    Ok(()) => Done::Segment { batch, stream: Some(stream) },
+                    Err(failed) => {
+                        fail(failed);
+                        Done::Segment { batch, stream: None }
+                    }
+                },
+                None => {
+                    let leaves = match stream.finish(unit) {
+                        Ok(()) => landing.landed(unit),
+                        Err(failed) => {
+                            fail(failed);
+                            Vec::new()
+                        }
+                    };
+                    Done::Finished { batch, leaves }
+                }
+            }
+        });
+    }
+
+    /// Runs a task on the workers. A panic in it is a bug and fails the load instead of the process.
+    fn spawn(&mut self, task: impl FnOnce() -> Done + Send + 'static) {
+        self.tasks += 1;
+        let (done, error, waker) = (Arc::clone(&self.done), Arc::clone(&self.error), self.reader.waker());
+        self.pool.spawn(move || {
+            let report = catch_unwind(AssertUnwindSafe(task)).unwrap_or_else(|_| {
+                error.put(0, Error::bug("a worker panicked"));
+                Done::Batch { leaves: Vec::new() }
+            });
+            done.lock().unwrap_or_else(PoisonError::into_inner).push(report);
+            waker.wake();
+        });
+    }
+
+    /// Takes in what tasks have reported.
+    fn collect(&mut self) {
+        let done = std::mem::take(&mut *self.done.lock().unwrap_or_else(PoisonError::into_inner));
+        for report in done {
+            self.tasks -= 1;
+            match report {
+                Done::Batch { leaves } => self.work.complete(leaves),
+                Done::Segment { batch, stream } => {
+                    if let Some(flow) = self.streams.get_mut(&batch) {
+                        flow.busy = false;
+                        flow.stream = stream;
+                    }
+                    self.advance(batch);
+                }
+                Done::Finished { batch, leaves } => {
+                    self.streams.remove(&batch);
+                    self.work.complete(leaves);
+                }
+            }
+        }
+        if self.stopping() && self.tasks == 0 && self.reads.is_empty() {
+            self.streams.clear();
+        }
+    }
+}
+
+/// Tasks queued for each worker before the driver waits: enough that none runs dry.
+const TASKS_PER_WORKER: usize = 8;
+
+/// Files kept open at once by a load.
+const OPEN_FILES_MAX: usize = 16;

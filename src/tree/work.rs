@@ -1,0 +1,203 @@
+//! A load as the driver gets it: plan, memory, and how its results become a [`State`].
+
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Condvar, Mutex};
+use std::time::{Duration, Instant};
+
+use super::checkpoint::Checkpoint;
+use super::job::{Count, Job, Shared, Status};
+use super::land::{Landing, StageCount};
+use super::state::{Array, Leaf, Report, Shard, Stage, Stages, State};
+use super::target::{Assembled, Target};
+use crate::dtype::CastPolicy;
+use crate::error::{Error, ErrorKind, Result};
+use crate::io::{Buffer, Root};
+use crate::keypath::KeyPath;
+use crate::plan::{Limits, Plan};
+use crate::transform::cpu::SharedBytes;
+
+/// A load as the driver gets it.
+pub(super) struct Work {
+    pub(super) landing: Arc<Landing>,
+    memory: Vec<Arc<Buffer>>,
+    pub(super) root: Arc<Root>,
+    leaves: Vec<(KeyPath, Assembled)>,
+    /// For every planned leaf the implementation of the PRNG key that it is the data of.
+    key_impls: Vec<Option<String>>,
+    skipped: Vec<KeyPath>,
+    missing: Vec<KeyPath>,
+    pub(super) status: Arc<Status>,
+    pub(super) limits: Limits,
+    pub(super) start: Instant,
+    opened: Duration,
+    planned: Duration,
+}
+
+/// What the driver counted.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Done {
+    /// Reads: time, waiting for memory, bytes.
+    pub(super) read: Stage,
+    pub(super) requests: u64,
+    /// The most staging memory that was out at once.
+    pub(super) staging_peak_bytes: u64,
+}
+
+impl Work {
+    /// Pairs a plan with its memory.
+    pub(super) fn new(
+        checkpoint: &Checkpoint,
+        target: &Target,
+        plan: Plan,
+        planned: Duration,
+        memory: Vec<Buffer>,
+        limits: Limits,
+    ) -> Result<(Self, Job)> {
+        let start = Instant::now();
+        let zeroed: Vec<bool> = memory.iter().map(Buffer::starts_zeroed).collect();
+        #[allow(unsafe_code)]
+        // SAFETY: each pointer is the start of a buffer that lives in `memory`, inside this work or inside arrays that are
+        // handed out only when complete; the landing is dropped before or with the work.
+        let landing = unsafe {
+            let targets = memory.iter().map(|buffer| SharedBytes::new(buffer.as_mut_ptr(), buffer.len())).collect();
+            Landing::new(plan, targets)
+        };
+        for (shard, zeroed) in zeroed.into_iter().enumerate() {
+            landing.initialise(shard, zeroed);
+        }
+        let count = Count {
+            bytes_read: AtomicU64::new(0),
+            bytes_total: landing.plan.bytes_requested(),
+            leaves_done: AtomicU64::new(0),
+            leaves_total: landing.plan.leaves.len() as u64,
+        };
+        let mut waiting = BTreeMap::new();
+        landing.plan.leaves.iter().for_each(|leaf| *waiting.entry(leaf.priority).or_insert(0) += 1);
+        let status = Arc::new(Status {
+            shared: Mutex::new(Shared { waiting, ..Shared::default() }),
+            changed: Condvar::new(),
+            cancelled: AtomicBool::new(false),
+            count,
+        });
+        let leaves = target.assembled();
+        let mut key_impls = vec![None; landing.plan.leaves.len()];
+        for (_, assembled) in &leaves {
+            if let Assembled::Planned { leaf, key_impl } = assembled {
+                key_impls[*leaf].clone_from(key_impl);
+            }
+        }
+        let work = Self {
+            landing: Arc::new(landing),
+            memory: memory.into_iter().map(Arc::new).collect(),
+            root: checkpoint.root(),
+            leaves,
+            key_impls,
+            skipped: target.skipped().to_vec(),
+            missing: target.missing().to_vec(),
+            status: Arc::clone(&status),
+            limits,
+            start,
+            opened: checkpoint.opening(),
+            planned,
+        };
+        Ok((work, Job { status, finished: false }))
+    }
+
+    /// One complete array.
+    fn array(&self, leaf: usize) -> Array {
+        let planned = &self.landing.plan.leaves[leaf];
+        let local = planned.parts.iter().enumerate().filter_map(|(position, part)| Some((position, part, part.shard?)));
+        let shards = local.map(|(position, part, shard)| Shard {
+            position,
+            device: planned.sharding.mesh.devices()[position].device,
+            region: part.region.clone(),
+            dtype: planned.dtype,
+            data: Arc::clone(&self.memory[shard as usize]),
+        });
+        Array {
+            path: planned.path.clone(),
+            shape: planned.shape.clone(),
+            dtype: planned.dtype,
+            sharding: planned.sharding.clone(),
+            key_impl: self.key_impls[leaf].clone(),
+            lossy: self.landing.lossy(leaf),
+            shards: shards.collect(),
+        }
+    }
+
+    pub(super) fn complete(&self, leaves: impl IntoIterator<Item = usize>) {
+        let priority = |leaf: usize| self.landing.plan.leaves[leaf].priority;
+        let arrays: Vec<(u32, Array)> = leaves.into_iter().map(|leaf| (priority(leaf), self.array(leaf))).collect();
+        if arrays.is_empty() {
+            return;
+        }
+        self.status.count.leaves_done.fetch_add(arrays.len() as u64, Ordering::Relaxed);
+        self.status.lock().park(arrays);
+        self.status.changed.notify_all();
+    }
+
+    /// The whole tree, once every unit has landed.
+    pub(super) fn state(&self, done: &Done) -> Result<State> {
+        let plan = &self.landing.plan;
+        let refused = (0..plan.leaves.len()).filter(|&leaf| plan.leaves[leaf].policy == CastPolicy::Error);
+        let refused: Vec<String> = refused
+            .filter(|&leaf| self.landing.lossy(leaf) > 0)
+            .map(|leaf| format!("{}: {} elements", plan.leaves[leaf].path, self.landing.lossy(leaf)))
+            .collect();
+        if !refused.is_empty() {
+            return Err(Error::invalid("casting would lose values")
+                .lines(refused)
+                .hint("cast to a wider type, or allow it with the policy `saturate` or `wrap`"));
+        }
+        let leaf = |assembled: &Assembled| match assembled {
+            Assembled::Planned { leaf, .. } => Leaf::Array(self.array(*leaf)),
+            Assembled::Ready(leaf) => leaf.clone(),
+        };
+        let leaves = self.leaves.iter().map(|(path, assembled)| (path.clone(), leaf(assembled))).collect();
+        Ok(State { leaves, report: self.report(done) })
+    }
+
+    fn report(&self, done: &Done) -> Report {
+        let plan = &self.landing.plan;
+        let loading = self.start.elapsed();
+        let stage = |count: &StageCount| Stage {
+            busy: Duration::from_nanos(count.busy_ns.load(Ordering::Relaxed)),
+            blocked: Duration::ZERO,
+            bytes: count.bytes.load(Ordering::Relaxed),
+        };
+        let (mut decode, transform) = (stage(&self.landing.decode), stage(&self.landing.transform));
+        decode.blocked = (loading * self.limits.workers).saturating_sub(decode.busy + transform.busy);
+        let lossy = (0..plan.leaves.len()).map(|leaf| (plan.leaves[leaf].path.to_string(), self.landing.lossy(leaf)));
+        let scratch = if decode.bytes > 0 { u64::from(self.limits.workers) * self.limits.slot_bytes } else { 0 };
+        Report {
+            elapsed: self.opened + self.planned + loading,
+            bytes_logical: plan.bytes_logical(),
+            bytes_needed: plan.bytes_needed(),
+            bytes_read: done.read.bytes + plan.bytes_inline(),
+            bytes_decoded: plan.bytes_decoded(),
+            bytes_unverified: self.landing.bytes_unverified(),
+            peak_host_bytes: plan.result_bytes() + done.staging_peak_bytes + scratch,
+            requests: done.requests,
+            lossy: lossy.filter(|(_, count)| *count > 0).collect(),
+            skipped: self.skipped.clone(),
+            missing: self.missing.clone(),
+            devices: plan.device_bytes(),
+            stages: Stages {
+                open: Stage { busy: self.opened, ..Stage::default() },
+                plan: Stage { busy: self.planned, ..Stage::default() },
+                read: done.read,
+                decode,
+                transform,
+                copy: Stage::default(),
+            },
+        }
+    }
+}
+
+impl Drop for Work {
+    fn drop(&mut self) {
+        // Reached without a result only if the driver panicked or ended early: nobody may wait for ever.
+        self.status.publish(Err(Error::new(ErrorKind::Cancelled, "the engine was dropped before the load was done")));
+    }
+}

@@ -4,33 +4,30 @@
 //! paths and dimensions that the target has at that moment. A leaf's sharding follows its dimensions when they are
 //! permuted. Nothing is read.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashSet;
 use std::sync::Arc;
 
 use super::catalog::LeafKind;
 use super::checkpoint::Checkpoint;
 use super::rules::{Pattern, Rules, no_such, regex};
-use super::state::{Leaf, State};
-use super::value::{ScalarType, Value};
-use crate::dtype::{CastPolicy, Class, DType};
+use super::value::Value;
+use crate::dtype::{CastPolicy, DType};
 use crate::error::{Error, ErrorKind, Result};
 use crate::keypath::{Key, KeyPath};
-use crate::layout::nearest;
-use crate::plan::{Device, Mesh, Sharding, Spec, View, Want};
-use crate::transform::cpu::convert;
+use crate::plan::{Device, Mesh, Sharding, Spec, View};
 
 /// What is wanted of a checkpoint.
 #[derive(Clone, Debug)]
 pub struct Target {
-    checkpoint: Checkpoint,
+    pub(super) checkpoint: Checkpoint,
     pub(super) leaves: Vec<TargetLeaf>,
     pub(super) skipped: Vec<KeyPath>,
     pub(super) missing: Vec<KeyPath>,
-    mesh: Option<Arc<Mesh>>,
-    otherwise: Option<Otherwise>,
-    pad: Option<f64>,
-    policy: CastPolicy,
-    even: bool,
+    pub(super) mesh: Option<Arc<Mesh>>,
+    pub(super) otherwise: Option<Otherwise>,
+    pub(super) pad: Option<f64>,
+    pub(super) policy: CastPolicy,
+    pub(super) even: bool,
 }
 
 /// What happens to arrays that no sharding rule matches.
@@ -83,26 +80,19 @@ pub(super) struct ArrayWant {
 
 impl ArrayWant {
     /// Whether it has the stored type and extents.
-    fn is_as_stored(&self, checkpoint: &Checkpoint) -> bool {
+    pub(super) fn is_as_stored(&self, checkpoint: &Checkpoint) -> bool {
         let types = self.view.pieces.iter().map(|piece| checkpoint.arrays()[piece.array].meta.dtype);
         self.shape == self.view.shape && types.into_iter().all(|dtype| dtype == self.dtype)
     }
 
     /// Refuses a cast that has no meaning.
-    fn check_cast(&self, checkpoint: &Checkpoint, to: DType) -> Result<()> {
+    pub(super) fn check_cast(&self, checkpoint: &Checkpoint, to: DType) -> Result<()> {
         let mut types = self.view.pieces.iter().map(|piece| checkpoint.arrays()[piece.array].meta.dtype);
         match types.find(|dtype| !dtype.casts_to(to)) {
             Some(_) => Err(Error::invalid("a complex array cannot be cast to bool")),
             None => Ok(()),
         }
     }
-}
-
-/// A leaf of the result: ready now, or an array of the plan.
-#[derive(Clone, Debug)]
-pub(super) enum Assembled {
-    Planned { leaf: usize, key_impl: Option<String> },
-    Ready(Leaf),
 }
 
 impl Target {
@@ -468,109 +458,6 @@ impl Target {
         Ok(self)
     }
 
-    /// Wants what a loaded tree has: its leaves with their shapes, types and shardings. Leaves of the checkpoint that the
-    /// tree lacks are skipped.
-    ///
-    /// # Errors
-    /// All differences in one: leaves that the checkpoint lacks (unless they are kept) or that are of another kind.
-    pub fn like(self, state: &State, missing: Missing) -> Result<Self> {
-        let rows = state.leaves().map(|(path, leaf)| {
-            let row = |kind: &str| Row { path: path.clone(), kind: Some(kind.to_owned()), ..Row::default() };
-            match leaf {
-                Leaf::Array(array) => Row {
-                    dtype: Some(array.dtype),
-                    shape: Some(array.shape.clone()),
-                    sharding: Some((Arc::clone(&array.sharding.mesh), array.sharding.spec.clone())),
-                    path: path.clone(),
-                    ..Row::default()
-                },
-                Leaf::Value { value: Value::Text(_), .. } => row("string"),
-                Leaf::Value { dtype, .. } => Row { dtype: *dtype, ..row("scalar") },
-                Leaf::None => row("none"),
-                Leaf::Empty(_) => row("empty"),
-            }
-        });
-        let rows: Vec<Row> = rows.collect();
-        self.rows(rows, missing)
-    }
-
-    /// Wants exactly these rows, in their order; `ls --json`, edited, is such a list. Leaves without a row are skipped.
-    ///
-    /// # Errors
-    /// All problems in one: rows that the checkpoint lacks (unless they are kept), kinds and ranks that do not fit.
-    pub fn rows(mut self, rows: Vec<Row>, missing: Missing) -> Result<Self> {
-        let mut lines = Vec::new();
-        let mut wanted = Vec::new();
-        // Paths that print alike name the same leaf: target files come from people.
-        let names: Vec<String> = self.leaves.iter().map(|leaf| leaf.path.to_string()).collect();
-        let at: HashMap<&str, usize> = names.iter().enumerate().map(|(at, name)| (name.as_str(), at)).collect();
-        let mut leaves: Vec<Option<TargetLeaf>> = std::mem::take(&mut self.leaves).into_iter().map(Some).collect();
-        let arrays: HashMap<&str, ArrayWant> = names
-            .iter()
-            .zip(&leaves)
-            .filter(|_| rows.iter().any(|row| row.view.is_some()))
-            .filter_map(|(name, leaf)| match leaf.as_ref().map(|leaf| &leaf.what) {
-                Some(What::Array(array)) => Some((name.as_str(), array.clone())),
-                _ => None,
-            })
-            .collect();
-        let mut used: Vec<usize> = Vec::new();
-        for row in rows {
-            if let Some(view) = row.view.clone() {
-                used.extend(view.parts().iter().filter_map(|part| at.get(part.to_string().as_str())));
-                let parts = view.parts().iter().map(|part| {
-                    let name = part.to_string();
-                    let array = arrays.get(name.as_str()).cloned();
-                    array.ok_or_else(|| no_such("view", &name, arrays.keys().map(|name| (*name).to_owned())))
-                });
-                let made = parts.collect::<Result<Vec<_>>>().and_then(|parts| view.array(&parts)).and_then(|array| {
-                    let path = row.path.clone();
-                    let mut leaf = TargetLeaf { path, source: None, what: What::Array(array), priority: 0 };
-                    row.clone().apply(&mut leaf, &self.checkpoint)?;
-                    Ok(leaf)
-                });
-                match made {
-                    Ok(leaf) => wanted.push(leaf),
-                    Err(error) => lines.push(format!("{}: {error}", row.path)),
-                }
-                continue;
-            }
-            let found = at.get(row.path.to_string().as_str()).map(|&at| leaves[at].take());
-            if let Some(None) = found {
-                lines.push(format!("{}: named twice in the target", row.path));
-                continue;
-            }
-            let Some(mut leaf) = found.flatten() else {
-                match missing {
-                    Missing::Keep => self.missing.push(row.path),
-                    Missing::Error => {
-                        let wanted = row.path.to_string();
-                        let near = nearest(&wanted, names.iter().map(String::as_str)).join(", ");
-                        lines.push(format!("{wanted}: not in the checkpoint; nearest: {near}"));
-                    }
-                }
-                continue;
-            };
-            if let Err(error) = row.apply(&mut leaf, &self.checkpoint) {
-                lines.push(format!("{}: {error}", leaf.path));
-            }
-            wanted.push(leaf);
-        }
-        if !lines.is_empty() {
-            return Err(Error::invalid(format!("the target does not fit the checkpoint in {} leaves", lines.len()))
-                .lines(lines)
-                .hint(
-                    "`touchdown ls --json` prints a target that fits; `--missing keep` leaves out what is not there",
-                ));
-        }
-        // A leaf that only stands inside another row is neither loaded by itself nor skipped.
-        used.iter().for_each(|&at| leaves[at] = None);
-        self.skipped.extend(leaves.into_iter().flatten().map(|leaf| leaf.path));
-        self.leaves = wanted;
-        self.check_names()?;
-        Ok(self)
-    }
-
     /// Changes every array that a rule matches.
     fn arrays<P: Into<Pattern>, V>(
         mut self,
@@ -607,7 +494,7 @@ impl Target {
     }
 
     /// Refuses two leaves of one name.
-    fn check_names(&self) -> Result<()> {
+    pub(super) fn check_names(&self) -> Result<()> {
         let mut names: Vec<String> = self.leaves.iter().map(|leaf| leaf.path.to_string()).collect();
         names.sort_unstable();
         let twice: Vec<String> =
@@ -616,107 +503,6 @@ impl Target {
             return Ok(());
         }
         Err(Error::invalid("two leaves have one name").lines(twice))
-    }
-
-    /// The arrays to plan, after everything was said; all problems in one error.
-    pub(super) fn wants(&self) -> Result<Vec<Want>> {
-        let mut lines = Vec::new();
-        let mut wants = Vec::new();
-        let mut hint = None;
-        let mut kind = ErrorKind::Invalid;
-        let single = Mesh::single();
-        for leaf in &self.leaves {
-            let array = match &leaf.what {
-                What::Array(array) => array,
-                What::Unreadable(why_kind, why) => {
-                    kind = *why_kind;
-                    hint = hint.or(Some("leave such leaves out with `--skip`"));
-                    lines.push(format!("{}: {why}", leaf.path));
-                    continue;
-                }
-                _ => continue,
-            };
-            let sharding = match (&array.sharding, &self.mesh, self.otherwise) {
-                (Some((mesh, spec)), ..) => Sharding::new(Arc::clone(mesh), spec.clone(), array.shape.len()),
-                (None, Some(mesh), Some(Otherwise::Replicate)) => {
-                    Ok(Sharding { mesh: Arc::clone(mesh), spec: Spec::REPLICATED })
-                }
-                (None, None, None | Some(Otherwise::Replicate)) => {
-                    Ok(Sharding { mesh: Arc::clone(&single), spec: Spec::REPLICATED })
-                }
-                (None, ..) => {
-                    hint = hint.or(Some("give them a rule, or say `otherwise replicate`"));
-                    Err(Error::invalid("no sharding rule matches"))
-                }
-            };
-            let cast = array.check_cast(&self.checkpoint, array.dtype);
-            let sharding = match cast.and(sharding) {
-                Ok(sharding) => sharding,
-                Err(error) => {
-                    lines.push(format!("{}: {error}", leaf.path));
-                    continue;
-                }
-            };
-            if array.shape != array.view.shape && self.pad.is_none() {
-                hint = hint.or(Some("`--pad` pads and truncates"));
-                lines.push(format!("{}: wanted {:?}, stored {:?}", leaf.path, array.shape, array.view.shape));
-                continue;
-            }
-            if let (true, Some((dim, extent, parts))) = (self.even, sharding.uneven(&array.shape)) {
-                hint = hint.or(Some("leave out `--even` to allow short and empty shards"));
-                lines.push(format!("{}: dimension {dim} of extent {extent} is not divisible by {parts}", leaf.path));
-                continue;
-            }
-            wants.push(Want {
-                path: leaf.path.clone(),
-                view: array.view.clone(),
-                shape: array.shape.clone(),
-                dtype: array.dtype,
-                sharding,
-                pad: self.pad_element(array.dtype)?,
-                policy: self.policy,
-                priority: leaf.priority,
-            });
-        }
-        if lines.is_empty() {
-            return Ok(wants);
-        }
-        let what =
-            if kind == ErrorKind::Invalid { "the target does not fit in" } else { "the target cannot be loaded in" };
-        let error = Error::new(kind, format!("{what} {} leaves", lines.len())).lines(lines);
-        Err(match hint {
-            Some(hint) => error.hint(hint),
-            None => error,
-        })
-    }
-
-    fn pad_element(&self, dtype: DType) -> Result<Vec<u8>> {
-        let mut element = vec![0; dtype.size()];
-        let value = self.pad.unwrap_or(0.0);
-        convert(DType::Float64, dtype, CastPolicy::Saturate, &value.to_le_bytes(), &mut element)
-            .map_err(|error| Error::invalid(error.to_string()))?;
-        Ok(element)
-    }
-
-    /// The leaves of the result, in order; arrays by their position among the wants.
-    pub(super) fn assembled(&self) -> Vec<(KeyPath, Assembled)> {
-        let mut planned = 0;
-        let leaf = |leaf: &TargetLeaf| {
-            let assembled = match &leaf.what {
-                What::Array(array) => {
-                    planned += 1;
-                    Assembled::Planned { leaf: planned - 1, key_impl: array.key_impl.clone() }
-                }
-                What::Scalar { dtype, value } => {
-                    Assembled::Ready(Leaf::Value { value: value.clone(), dtype: Some(*dtype) })
-                }
-                What::Text(text) => Assembled::Ready(Leaf::Value { value: Value::Text(text.clone()), dtype: None }),
-                What::None | What::Unreadable(..) => Assembled::Ready(Leaf::None),
-                What::Empty(container) => Assembled::Ready(Leaf::Empty(container)),
-            };
-            (leaf.path.clone(), assembled)
-        };
-        self.leaves.iter().map(leaf).collect()
     }
 
     /// The checkpoint that this is a target of.
@@ -761,149 +547,8 @@ pub enum Take {
     },
 }
 
-/// One row of a target: what is said about a leaf. What is not said is as stored.
-#[derive(Clone, Debug, Default)]
-pub struct Row {
-    /// The leaf; with a view the name of the new leaf.
-    pub path: KeyPath,
-    /// `array`, `scalar`, ..: scalars and 0-d arrays turn into each other, other kinds must be as stored.
-    pub kind: Option<String>,
-    /// Element type; of a scalar the type that its value is converted to.
-    pub dtype: Option<DType>,
-    /// Extents of the same rank; other extents need [`Target::pad`].
-    pub shape: Option<Vec<u64>>,
-    /// Who holds what.
-    pub sharding: Option<(Arc<Mesh>, Spec)>,
-    /// What the leaf is made of, if it is not one of the checkpoint.
-    pub view: Option<RowView>,
-}
-
-/// A row that is made of other leaves.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum RowView {
-    /// The leaves side by side along a new dimension.
-    Stack {
-        /// The leaves.
-        of: Vec<KeyPath>,
-        /// Where the new dimension stands.
-        dim: usize,
-    },
-    /// The leaves one after the other along a dimension.
-    Concatenate {
-        /// The leaves.
-        of: Vec<KeyPath>,
-        /// The dimension.
-        dim: usize,
-    },
-    /// The indices `[start, stop)` of a dimension of one leaf.
-    Split {
-        /// The leaf.
-        of: KeyPath,
-        /// The dimension.
-        dim: usize,
-        /// First index.
-        start: u64,
-        /// One past the last index.
-        stop: u64,
-    },
-}
-
-impl RowView {
-    /// The leaves that it is made of.
-    fn parts(&self) -> &[KeyPath] {
-        match self {
-            Self::Stack { of, .. } | Self::Concatenate { of, .. } => of,
-            Self::Split { of, .. } => std::slice::from_ref(of),
-        }
-    }
-
-    /// The array that it makes of them.
-    fn array(&self, parts: &[ArrayWant]) -> Result<ArrayWant> {
-        let views: Vec<View> = parts.iter().map(|part| part.view.clone()).collect();
-        let view = match (self, views.as_slice()) {
-            (Self::Stack { dim, .. }, views) => View::stack(views, *dim)?,
-            (Self::Concatenate { dim, .. }, views) => View::concatenate(views, *dim)?,
-            (Self::Split { dim, start, stop, .. }, [whole]) => whole.range(*dim, *start, *stop)?,
-            (Self::Split { .. }, _) => return Err(Error::bug("a split of several leaves")),
-        };
-        let dtype = parts.first().map(|part| part.dtype).ok_or_else(|| Error::invalid("a view of no leaves"))?;
-        Ok(ArrayWant { shape: view.shape.clone(), view, dtype, sharding: None, key_impl: None })
-    }
-}
-
-impl Row {
-    /// Applies the row to the checkpoint's leaf of that path. Scalars and 0-d arrays turn into each other.
-    fn apply(self, leaf: &mut TargetLeaf, checkpoint: &Checkpoint) -> Result<()> {
-        let stored = leaf.source.map(|source| &checkpoint.leaves()[source].kind);
-        let have = leaf.what.kind();
-        let wanted = self.kind.as_deref().unwrap_or(match (have, &self.sharding) {
-            ("scalar", Some(_)) => "array",
-            (have, _) => have,
-        });
-        match (have, wanted) {
-            (have, wanted) if have == wanted => {}
-            ("array", "scalar") => {
-                let What::Array(array) = &leaf.what else { return Err(Error::bug("an array is no array")) };
-                let [piece] = array.view.pieces.as_slice() else {
-                    return Err(Error::invalid("several arrays cannot become a scalar"));
-                };
-                leaf.what = What::Scalar { dtype: array.dtype, value: checkpoint.element(piece.array)? };
-            }
-            ("scalar", "array") => {
-                let Some(array) = stored.and_then(LeafKind::array) else {
-                    return Err(Error::invalid("a scalar that stands in a metadata file cannot become an array"));
-                };
-                let meta = &checkpoint.arrays()[array].meta;
-                let view = View::whole(array, &meta.shape);
-                let shape = meta.shape.clone();
-                leaf.what = What::Array(ArrayWant { view, shape, dtype: meta.dtype, sharding: None, key_impl: None });
-            }
-            (have, wanted) => {
-                return Err(Error::invalid("the kinds do not fit").expected(have).found(wanted));
-            }
-        }
-        match &mut leaf.what {
-            What::Array(array) => {
-                if let Some(shape) = self.shape {
-                    if shape.len() != array.shape.len() {
-                        return Err(Error::invalid("the ranks do not fit")
-                            .expected(format_args!("{:?}", array.shape))
-                            .found(format_args!("{shape:?}")));
-                    }
-                    array.shape = shape;
-                }
-                if let Some(dtype) = self.dtype {
-                    array.dtype = dtype;
-                }
-                if array.key_impl.is_some() && !array.is_as_stored(checkpoint) {
-                    return Err(Error::invalid("the type and shape of a random key cannot be changed"));
-                }
-                // Whether it fits the mesh is asked at the end: a rule may still replace it.
-                array.sharding = self.sharding.or(array.sharding.take());
-            }
-            What::Scalar { dtype, value } => {
-                if self.shape.is_some_and(|shape| !shape.is_empty()) {
-                    return Err(Error::invalid("a scalar has no dimensions"));
-                }
-                if let Some(wanted) = self.dtype.filter(|wanted| wanted != dtype) {
-                    let to = match wanted.class() {
-                        Class::Bool => ScalarType::Bool,
-                        Class::Int(_) | Class::UInt(_) => ScalarType::Int,
-                        Class::Float => ScalarType::Float,
-                        Class::Complex => return Err(Error::invalid("a scalar cannot become complex")),
-                    };
-                    *value = value.convert(to)?;
-                    *dtype = wanted;
-                }
-            }
-            _ => {}
-        }
-        Ok(())
-    }
-}
-
 impl What {
-    fn kind(&self) -> &'static str {
+    pub(super) fn kind(&self) -> &'static str {
         match self {
             Self::Array(array) if array.key_impl.is_some() => "key",
             Self::Array(_) => "array",

@@ -370,7 +370,8 @@ pub(super) fn check_unit(
         }
         (Source::File { offset, len, .. }, Some(file)) => {
             let mut at = 0;
-            while at < *len {
+            // At least once: an empty file is no encoding of anything, which only the decoder can say.
+            loop {
                 let part = usize_of((*len - at).min(slot.len() as u64))?;
                 let from = offset + at;
                 file.file()
@@ -382,6 +383,9 @@ pub(super) fn check_unit(
                     decode(stored, if unit.indexed { stored.len() as u64 } else { *len })?;
                 }
                 at += part as u64;
+                if at >= *len {
+                    break;
+                }
             }
         }
         (Source::File { .. }, None) => return Err(Error::bug("a unit has no file")),

@@ -229,13 +229,11 @@ mod tests {
     use proptest::prelude::*;
 
     fn offsets(shape: &[u64], element: u64, region: &Region) -> Vec<u64> {
-        let stride = byte_strides(shape, element);
         let mut all = vec![0];
-        for dim in 0..shape.len() {
+        for (dim, stride) in byte_strides(shape, element).into_iter().enumerate() {
             all = all
                 .iter()
-                .flat_map(|base| (region.start[dim]..region.end(dim)).map(move |i| (base, i)))
-                .map(|(base, i)| base + i * stride[dim])
+                .flat_map(|base| (region.start[dim]..region.end(dim)).map(move |index| base + index * stride))
                 .collect();
         }
         all

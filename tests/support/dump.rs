@@ -21,7 +21,7 @@ pub struct Comparison {
 }
 
 impl Comparison {
-    pub fn add(&mut self, other: Comparison) {
+    pub fn add(&mut self, other: Self) {
         self.leaves += other.leaves;
         self.shards += other.shards;
         self.bytes += other.bytes;

@@ -1,0 +1,88 @@
+//! Speed of the stages of a load, one core each, beside what the machine allows: a memory copy.
+//!
+//!     cargo bench --bench stages
+//!
+//! Every figure is the best of several rounds in GB/s of the bytes named in its row; inputs are made here, from a fixed seed.
+
+#![allow(clippy::print_stdout, clippy::unwrap_used, reason = "a benchmark prints and may stop")]
+
+use std::hint::black_box;
+use std::time::Instant;
+
+use touchdown::transform::cpu::{SharedBytes, convert, execute};
+use touchdown::transform::{Convert, Op};
+use touchdown::zarr::ByteCodec;
+use touchdown::{CastPolicy, DType, decode};
+
+/// Bytes that each stage works on: more than any cache of the machines that this is for.
+const BYTES: usize = 256 << 20;
+
+/// Rounds of each measurement; the best one is printed.
+const ROUNDS: usize = 5;
+
+fn main() {
+    let weights = weights(BYTES / 4);
+    let mut out = vec![0u8; BYTES];
+
+    row("memory copy", BYTES, || out.copy_from_slice(&weights));
+
+    for (from, to) in
+        [(DType::Float32, DType::BFloat16), (DType::Float32, DType::Float16), (DType::BFloat16, DType::Float32)]
+    {
+        let count = BYTES / from.size().max(to.size());
+        let (source, target) = (&weights[..count * from.size()], &mut out[..count * to.size()]);
+        row(&format!("cast {from} to {to}, read and written"), count * (from.size() + to.size()), || {
+            black_box(convert(from, to, CastPolicy::Saturate, source, target).unwrap());
+        });
+    }
+
+    let side = 8192u64;
+    let matrix = (side * side * 4) as usize;
+    for (name, target_strides) in [("columns of a matrix, copied", vec![side / 4, 1]), ("transpose", vec![1, side])] {
+        let extent = if target_strides[1] == 1 { vec![side, side / 4] } else { vec![side, side] };
+        let bytes = (extent[0] * extent[1] * 4) as usize;
+        let convert = Convert { from: DType::Float32, to: DType::Float32, swap: false, policy: CastPolicy::Saturate };
+        let op =
+            Op { extent, source_strides: vec![side, 1], target_strides, source_start: 0, target_start: 0, convert };
+        row(name, bytes, || {
+            #[allow(unsafe_code)]
+            // SAFETY: `out` is borrowed for the whole call and nothing else uses it.
+            unsafe {
+                let target = SharedBytes::new(out.as_mut_ptr(), out.len());
+                execute(&op, &weights[..matrix], &target).unwrap();
+            }
+        });
+    }
+
+    for level in [1, 3] {
+        let frame = zstd::bulk::compress(&weights, level).unwrap();
+        let ratio = frame.len() as f64 / weights.len() as f64;
+        row(&format!("zstd decode, level {level}, ratio {ratio:.2}, bytes out"), BYTES, || {
+            decode::decode_all(&[ByteCodec::Zstd], &frame, &mut out, true).unwrap();
+        });
+    }
+    row("crc32c", BYTES, || {
+        black_box(crc32c::crc32c(&weights));
+    });
+}
+
+/// Times a stage and prints its speed.
+fn row(name: &str, bytes: usize, mut stage: impl FnMut()) {
+    let round = |_| {
+        let start = Instant::now();
+        stage();
+        start.elapsed().as_secs_f64()
+    };
+    let best = (0..ROUNDS).map(round).fold(f64::INFINITY, f64::min);
+    println!("{:>7.2} GB/s  {name}", bytes as f64 / best / 1e9);
+}
+
+/// Gaussian float32 weights of standard deviation 0.02, as bytes: the sum of twelve uniform numbers, from a fixed seed.
+fn weights(count: usize) -> Vec<u8> {
+    let mut state = 0x9E37_79B9_7F4A_7C15u64;
+    let mut uniform = || {
+        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (state >> 40) as f32 / (1 << 24) as f32
+    };
+    (0..count).flat_map(|_| (((0..12).map(|_| uniform()).sum::<f32>() - 6.0) * 0.02).to_le_bytes()).collect()
+}

@@ -5,6 +5,8 @@
 //!
 //!     cargo run --release --example framework_names -- tests/fixtures/quickstart/ckpt
 
+#![allow(clippy::print_stdout, reason = "an example prints")]
+
 use std::collections::BTreeMap;
 
 use touchdown::{DType, Engine, EngineOptions, Error, Pattern, Result};

@@ -2,6 +2,8 @@
 //!
 //!     cargo run --release --example load_sharded -- tests/fixtures/quickstart/ckpt
 
+#![allow(clippy::print_stdout, reason = "an example prints")]
+
 use touchdown::{DType, Device, Engine, EngineOptions, Mesh, Otherwise, Result, spec};
 
 fn main() -> Result<()> {

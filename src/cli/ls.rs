@@ -8,6 +8,7 @@ use serde_json::{Value as Json, json};
 use super::options::SourceArgs;
 use super::output;
 use crate::error::Result;
+use crate::layout::ItemKind;
 use crate::plan::explain::human_bytes;
 use crate::tree::{Checkpoint, LeafInfo, LeafKind};
 
@@ -44,7 +45,17 @@ pub(super) fn run(args: &Args, quiet: bool) -> Result<ExitCode> {
 /// The JSON object of `ls`, schema 1.
 fn document(checkpoint: &Checkpoint, bytes: impl Fn(&LeafInfo) -> Option<u64>) -> Json {
     let description = checkpoint.description();
-    let items = description.items.iter().map(|item| json!({"name": item.name, "kind": item.kind.as_str()}));
+    let items = description.items.iter().map(|item| {
+        let mut row = json!({"name": item.name, "kind": item.kind.as_str()});
+        if item.kind == ItemKind::Json {
+            // A neighbour that is damaged must not hide the tree.
+            match checkpoint.json_item(&item.name) {
+                Ok(value) => row["value"] = value,
+                Err(error) => row["error"] = json!(error.to_string()),
+            }
+        }
+        row
+    });
     let meshes: Vec<Json> =
         checkpoint.meshes().iter().map(|mesh| json!({"axes": mesh.axes, "shape": mesh.shape})).collect();
     let mut document = json!({

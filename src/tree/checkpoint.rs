@@ -60,7 +60,7 @@ impl Checkpoint {
                     return Err(Error::invalid("the item is no tree of arrays")
                         .at("item", &name)
                         .at("checkpoint", path.as_ref().display())
-                        .hint("JSON items are shown by `touchdown ls --json`"));
+                        .hint("`touchdown ls --json` prints the values of JSON items"));
                 }
                 let catalog = ask(&root, |asker| async move { read_orbax(&asker, &dir).await });
                 (Some(name), catalog.map_err(|error| error.at("checkpoint", &shown))?)
@@ -101,6 +101,20 @@ impl Checkpoint {
     /// The user's metadata of the tree or, failing that, of the checkpoint.
     pub fn custom_metadata(&self) -> Option<&serde_json::Value> {
         self.0.catalog.custom_metadata.as_ref().or(self.0.description.custom_metadata.as_ref())
+    }
+
+    /// The value of a JSON item; NaN and infinities as strings.
+    ///
+    /// # Errors
+    /// No such item, one that is no JSON, or one that cannot be read.
+    pub fn json_item(&self, name: &str) -> Result<serde_json::Value> {
+        let item = default_item(&self.0.description, Some(name))?;
+        if item.kind != ItemKind::Json {
+            return Err(Error::invalid("the item is no JSON").at("item", name).found(item.kind.as_str()));
+        }
+        let dir = item.dir.clone();
+        ask(&self.0.root, |asker| async move { layout::orbax::tree::read_json(&asker, &dir).await })
+            .map_err(|error| error.at("item", name))
     }
 
     /// When the save began and when it was committed, in nanoseconds since the Unix epoch, where that is recorded.

@@ -255,7 +255,7 @@ impl<'a> Campaign<'a> {
             self.tally.failures.push(format!("{told}: {panic}"));
         }
         self.judge(&told, &change, outcome.ok(), verified.ok());
-        if number % BINARY_EVERY == 0 || change.absurd {
+        if number.is_multiple_of(BINARY_EVERY) || change.absurd {
             self.run_binary(&told, &mut random);
         }
         if start.elapsed() > HANG / 2 {
@@ -644,7 +644,7 @@ fn change_json(random: &mut Random, text: &[u8]) -> (&'static str, Vec<u8>) {
         _ => {
             let part = random.range(text.len());
             let at = random.below(text.len());
-            ("copy", replace(at..at, &text[part].to_vec()))
+            ("copy", replace(at..at, &text[part]))
         }
     }
 }

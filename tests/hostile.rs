@@ -341,12 +341,17 @@ impl<'a> Campaign<'a> {
 
     fn restore(&self, file: &Path, structural: bool) {
         let path = self.work.join(file);
-        if structural {
-            fs::remove_dir_all(&self.work).unwrap();
-            copy_tree(&self.original, &self.work);
-        } else {
-            fs::copy(self.original.join(file), path).unwrap();
+        let parent = path.parent().unwrap();
+        if !parent.exists() {
+            let below = file.parent().unwrap();
+            return copy_tree(&self.original.join(below), parent);
         }
+        match path.symlink_metadata() {
+            Ok(found) if structural && found.is_dir() => fs::remove_dir_all(&path).unwrap(),
+            Ok(_) if structural => fs::remove_file(&path).unwrap(),
+            _ => {}
+        }
+        fs::copy(self.original.join(file), path).unwrap();
     }
 }
 

@@ -8,7 +8,7 @@ use serde_json::{Value as Json, json};
 use super::options::SourceArgs;
 use super::output;
 use crate::error::Result;
-use crate::layout::ItemKind;
+use crate::layout::{ItemKind, Step, StepState};
 use crate::plan::explain::human_bytes;
 use crate::tree::{Checkpoint, LeafInfo, LeafKind};
 
@@ -71,6 +71,13 @@ fn document(checkpoint: &Checkpoint, bytes: impl Fn(&LeafInfo) -> Option<u64>) -
     });
     if let Some(step) = &description.step {
         document["step"] = json!(step.number);
+        let step = |step: &Step| match &step.state {
+            StepState::Whole => json!({"step": step.number, "name": step.name, "state": "whole"}),
+            StepState::Incomplete(why) => {
+                json!({"step": step.number, "name": step.name, "state": "incomplete", "reason": why})
+            }
+        };
+        document["steps"] = description.steps.iter().map(step).collect();
     }
     document
 }

@@ -171,7 +171,7 @@ impl TargetArgs {
         target = target.cast(rules::rules("cast", &self.cast, regex, rules::dtype)?)?;
         target = target.shard(&mesh, rules::rules("spec", &self.spec, regex, rules::spec)?)?;
         if self.mesh.is_none() {
-            target = target.shard_as_saved(&devices)?;
+            target = target.shard_as_saved(&devices);
         }
         if !self.order.is_empty() {
             target = target.order(patterns(&self.order)?)?;

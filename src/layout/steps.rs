@@ -190,16 +190,14 @@ pub(super) async fn choose<'a>(ask: &Asker, steps: &'a [Found], choice: &StepCho
                 numbered().rfind(|found| found.step.state == StepState::Whole).or_else(|| numbered().next_back());
             match wanted {
                 None => Err(no_such_step(steps, *number)),
-                Some(found) => {
-                    match &found.step.state {
-                        StepState::Incomplete(reason) if !force => Err(Error::corrupt(format!(
-                            "step {number} is not whole: {reason}"
-                        ))
-                        .at("step", &found.step.dir)
-                        .hint("choose another step (`touchdown steps` lists them), or open it as it is with --force")),
-                        _ => Ok(found),
+                Some(found) => match &found.step.state {
+                    StepState::Incomplete(reason) if !force => {
+                        Err(Error::corrupt(format!("step {number} is not whole: {reason}"))
+                            .at("step", &found.step.dir)
+                            .hint("choose another step, or open it as it is with --force"))
                     }
-                }
+                    _ => Ok(found),
+                },
             }
         }
         StepChoice::Unstated | StepChoice::Latest => match whole().next_back() {
@@ -254,7 +252,7 @@ fn no_such_step(steps: &[Found], number: u64) -> Error {
     let near: Vec<String> = near.iter().map(u64::to_string).collect();
     Error::invalid(format!("there is no step {number}"))
         .found(format_args!("{count} steps, the nearest are {}", near.join(", ")))
-        .hint("`touchdown steps` lists them")
+        .hint("`--step latest` opens the newest whole one; `touchdown ls --json` lists all of them")
 }
 
 fn none_whole(steps: &[Found]) -> Error {

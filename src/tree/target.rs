@@ -190,11 +190,9 @@ impl Target {
     }
 
     /// Gives arrays without a sharding the one they were saved with, by position over these devices, where their mesh had
-    /// as many devices.
-    ///
-    /// # Errors
-    /// A saved mesh that contradicts itself.
-    pub fn shard_as_saved(mut self, devices: &[Device]) -> Result<Self> {
+    /// as many devices. What does not fit is left to [`otherwise`](Self::otherwise): the saved sharding only advises.
+    #[must_use]
+    pub fn shard_as_saved(mut self, devices: &[Device]) -> Self {
         let mut meshes: Vec<Option<Arc<Mesh>>> = Vec::new();
         for saved in self.checkpoint.meshes() {
             let count = crate::shape::element_count(&saved.shape);
@@ -207,12 +205,23 @@ impl Target {
             let Some(saved) = &self.checkpoint.leaves()[source].saved else { continue };
             let Some(mesh) = meshes.get(saved.mesh).cloned().flatten() else { continue };
             let spec = Spec(saved.spec.clone());
+            // A transposed or narrowed view keeps the axes of the stored dimensions that it shows.
+            let spec = match array.view.pieces.as_slice() {
+                [piece] => Spec(
+                    piece
+                        .dims
+                        .iter()
+                        .map(|dim| dim.and_then(|dim| spec.0.get(dim).cloned()).unwrap_or_default())
+                        .collect(),
+                ),
+                _ => spec,
+            };
             // Advisory: what does not fit any more is left to `otherwise`.
             if array.sharding.is_none() && Sharding::new(Arc::clone(&mesh), spec.clone(), array.shape.len()).is_ok() {
                 array.sharding = Some((mesh, spec));
             }
         }
-        Ok(self)
+        self
     }
 
     /// The mesh of arrays that [`otherwise`](Self::otherwise) replicates.

@@ -55,6 +55,8 @@ pub(super) struct Planner<'a> {
     pub(super) files: Vec<RelPath>,
     pub(super) file_of: HashMap<RelPath, u32>,
     pub(super) units: Vec<Unit>,
+    /// The unit that needs the largest budget of those that do not fit this one, and that budget.
+    pub(super) over_budget: Option<(u64, Error)>,
 }
 
 /// A box of a stored array that goes to a shard.
@@ -90,6 +92,7 @@ impl<'a> Planner<'a> {
             files: Vec::new(),
             file_of: HashMap::new(),
             units: Vec::new(),
+            over_budget: None,
         }
     }
 

@@ -308,6 +308,9 @@ pub struct ReadRange {
     pub len: u64,
 }
 
+/// Slots of a unit that is larger than a slot: read into, decoded from, decoded into.
+const STREAM_SLOTS: u64 = 3;
+
 impl Unit {
     /// Number of stored bytes; 0 for fill units.
     pub fn stored_bytes(&self) -> u64 {
@@ -372,11 +375,22 @@ impl Plan {
         self.leaves.iter().map(|leaf| leaf.bytes_logical).sum()
     }
 
+    /// The staging memory that a batch takes while it is at work, in bytes, beside the slot that every worker has to
+    /// decode into: a slot to read into and what the decoder holds. A unit larger than a slot keeps three: one is read while
+    /// another is decoded, and the slab stays half full between the two.
+    pub fn batch_bytes(&self, batch: &Batch) -> u64 {
+        let Some(read) = batch.read else { return 0 };
+        let units = &self.units[batch.units.start as usize..batch.units.end as usize];
+        let working = units.iter().map(|unit| unit.working_bytes).max().unwrap_or(0);
+        let slots = if read.len > self.limits.slot_bytes { STREAM_SLOTS } else { 1 };
+        (slots * self.limits.slot_bytes).saturating_add(working)
+    }
+
     /// The most staging memory that is in use at once, in bytes: the budget, or less when there is less to do.
     pub fn staging_bytes(&self) -> u64 {
-        let slots = self.limits.slot_bytes * (u64::from(self.limits.workers) + self.requests());
-        let working: u64 = self.units.iter().map(|unit| unit.working_bytes).max().unwrap_or(0);
-        (slots + working * u64::from(self.limits.workers)).min(self.limits.staging_bytes)
+        let workers = self.limits.slot_bytes * u64::from(self.limits.workers);
+        let batches = self.batches.iter().fold(0u64, |sum, batch| sum.saturating_add(self.batch_bytes(batch)));
+        workers.saturating_add(batches).min(self.limits.staging_bytes)
     }
 
     /// Result bytes of every device of this process, by position in the mesh of the leaf.

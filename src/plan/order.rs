@@ -10,6 +10,9 @@ use crate::shape::Region;
 impl Planner<'_> {
     /// Orders the units, sums up the leaves and groups neighbouring reads.
     pub(super) fn finish(mut self) -> Result<Plan> {
+        if let Some((_, error)) = self.over_budget.take() {
+            return Err(error);
+        }
         let priority = |unit: &Unit| {
             let leaf_of = |placement: &Placement| self.shards[placement.shard as usize].leaf as usize;
             unit.placements.iter().map(|placement| self.leaves[leaf_of(placement)].priority).min().unwrap_or(u32::MAX)

@@ -7,7 +7,7 @@ use bytes::Bytes;
 
 use super::build::Planner;
 use super::ranges::{raw_ranges, union_volume};
-use super::{Placement, SingleShard, Source, Unit, UnitArray, Verify};
+use super::{Placement, STREAM_SLOTS, SingleShard, Source, Unit, UnitArray, Verify};
 use crate::error::{Error, Result};
 use crate::limits::{RANGES_PER_CHUNK_MAX, SLOT_BYTES};
 use crate::need::{Answer, Asker, Need, unfit};
@@ -233,7 +233,7 @@ impl Planner<'_> {
     fn push_whole(&mut self, part: StoredPart, order: &[usize], codecs: &[ByteCodec], indexed: bool) -> Result<()> {
         let decoded_bytes = self.decoded_bytes(&part)?;
         let working_bytes = (self.cost)(codecs, part.place.len(), decoded_bytes);
-        self.check_budget(&part, working_bytes)?;
+        self.check_budget(&part, working_bytes);
         let unit = Unit {
             array: self.unit_array(part.array),
             source: self.source(part.place),
@@ -298,22 +298,26 @@ impl Planner<'_> {
             .ok_or_else(|| self.chunk_error(part.array, &part.position, Error::corrupt("the chunk is too large")))
     }
 
-    /// Refuses a unit whose decoder needs more than the budget leaves beside the slots it works with.
-    fn check_budget(&self, part: &StoredPart, working_bytes: u64) -> Result<()> {
-        let workers = u64::from(self.limits.workers);
-        let needed_now = working_bytes.saturating_add((workers + 2) * self.limits.slot_bytes);
-        if needed_now <= self.limits.staging_bytes {
-            return Ok(());
+    /// Notes a unit whose decoder needs more than the budget leaves beside the slots it works with.
+    fn check_budget(&mut self, part: &StoredPart, working_bytes: u64) {
+        let slots = u64::from(self.limits.workers) + STREAM_SLOTS;
+        let beside = slots * self.limits.slot_bytes;
+        if working_bytes.saturating_add(beside) <= self.limits.staging_bytes {
+            return;
         }
-        // Slots take about half of any budget, up to their full size: what is enough leaves the decoder its part.
-        let with_its_slots = working_bytes.saturating_mul(2 * (workers + 3)).div_ceil(workers + 4);
-        let with_full_slots = working_bytes.saturating_add((workers + 2) * SLOT_BYTES as u64);
-        let needed = with_its_slots.min(with_full_slots).max(needed_now);
+        // A larger budget has larger slots, up to a size, but gives them no more than half of itself: either makes enough.
+        let beside = beside.max(working_bytes.min(slots * SLOT_BYTES as u64));
+        let needed = working_bytes.saturating_add(beside);
+        if self.over_budget.as_ref().is_some_and(|(most, _)| *most >= needed) {
+            return;
+        }
         let error = Error::new(crate::ErrorKind::Budget, "a chunk cannot be decoded within the memory budget")
             .expected(format_args!("a budget of at least {needed} bytes"))
             .found(format_args!("{} bytes", self.limits.staging_bytes))
-            .hint(format!("this codec decodes a chunk only as a whole; give `--memory {needed}` or more"));
-        Err(self.chunk_error(part.array, &part.position, error))
+            .hint(format!(
+                "its decoder may hold {working_bytes} bytes beside the staging slots; give `--memory {needed}` or more"
+            ));
+        self.over_budget = Some((needed, self.chunk_error(part.array, &part.position, error)));
     }
 
     fn shard_error(&self, part: &StoredPart, error: &ShardError) -> Error {

@@ -5,7 +5,7 @@
 
 use std::collections::{HashMap, VecDeque};
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
@@ -18,12 +18,13 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::io::{Budget, Completion, Credit, OpenFile, ReadAt, Reader, Ring, Slot, Ticket, read_error, short_file};
 use crate::plan::Source;
 
-/// Does one load on the driver's thread.
-pub(super) fn run(work: Work, reader: &mut dyn Reader, pool: &ThreadPool, ring: &Arc<Ring>) {
+/// Does one load on the driver's thread. Stops early when `closing` is set.
+pub(super) fn run(work: Work, reader: &mut dyn Reader, pool: &ThreadPool, ring: &Arc<Ring>, closing: &AtomicBool) {
     work.status.lock().driver = Some(reader.waker());
     let reserved = u64::from(work.limits.workers) * work.limits.slot_bytes;
     let mut drive = Drive {
         work: &work,
+        closing,
         reader,
         pool,
         ring,
@@ -41,11 +42,14 @@ pub(super) fn run(work: Work, reader: &mut dyn Reader, pool: &ThreadPool, ring: 
     };
     work.complete(work.landing.leaves_without_units());
     drive.run();
-    let cancelled = work.status.cancelled.load(Ordering::Acquire) && drive.next_batch < work.landing.plan.batches.len();
     let result = match drive.error.take() {
         Some(error) => Err(error),
-        None if cancelled => Err(Error::new(ErrorKind::Cancelled, "the load was cancelled")),
-        None => work.state(&drive.counted()),
+        None if work.is_complete() => work.state(&drive.counted()),
+        None if work.status.cancelled.load(Ordering::Acquire) => {
+            Err(Error::new(ErrorKind::Cancelled, "the load was cancelled"))
+        }
+        None if closing.load(Ordering::Acquire) => Err(work::engine_dropped()),
+        None => Err(Error::bug("a load ended before all of its leaves were complete")),
     };
     tracing::info!(
         bytes_read = drive.read.bytes,
@@ -60,6 +64,7 @@ pub(super) fn run(work: Work, reader: &mut dyn Reader, pool: &ThreadPool, ring: 
 /// The driver's bookkeeping for one load.
 struct Drive<'a> {
     work: &'a Work,
+    closing: &'a AtomicBool,
     reader: &'a mut dyn Reader,
     pool: &'a ThreadPool,
     ring: &'a Arc<Ring>,
@@ -92,7 +97,8 @@ enum Done {
     Finished { batch: usize, leaves: Vec<usize> },
 }
 
-/// A unit larger than a slot on its way: at most two slots, one being read while the other is decoded.
+/// A unit larger than a slot on its way: at most two slots, one being read while the other is decoded, beside the slab in
+/// its decoder.
 struct Flow {
     unit: u32,
     file: Arc<OpenFile>,
@@ -115,8 +121,9 @@ impl Drive<'_> {
 
     fn run(&mut self) {
         loop {
-            let blocked = self.admit();
+            // First what has ended gives its memory back, then what waits for memory is tried.
             self.collect();
+            let blocked = self.admit();
             if self.reads.is_empty() && self.tasks == 0 && self.streams.is_empty() {
                 if self.stopping() || self.next_batch == self.work.landing.plan.batches.len() {
                     return;
@@ -140,7 +147,9 @@ impl Drive<'_> {
     }
 
     fn stopping(&self) -> bool {
-        self.error.is_set() || self.work.status.cancelled.load(Ordering::Acquire)
+        self.error.is_set()
+            || self.work.status.cancelled.load(Ordering::Acquire)
+            || self.closing.load(Ordering::Acquire)
     }
 
     /// Starts batches as memory and the reader's depth allow. Returns whether memory was what stopped it.
@@ -155,14 +164,12 @@ impl Drive<'_> {
             let number = self.next_batch;
             let batch = &plan.batches[number];
             let units = &plan.units[batch.units.start as usize..batch.units.end as usize];
-            let working = units.iter().map(|unit| unit.working_bytes).max().unwrap_or(0);
             let Some(read) = batch.read else {
                 self.next_batch += 1;
                 self.spawn_batch(number, None);
                 continue;
             };
-            let slots = if read.len > self.work.limits.slot_bytes { 2 } else { 1 };
-            let Some(credit) = self.budget.take(slots * self.work.limits.slot_bytes + working) else { return true };
+            let Some(credit) = self.budget.take(plan.batch_bytes(batch)) else { return true };
             self.next_batch += 1;
             tracing::debug!(batch = number, offset = read.offset, len = read.len, units = units.len(), "read");
             if let Err(error) = self.start(number, read.file, read.offset, read.len, credit) {

@@ -7,14 +7,18 @@
 //! ```
 //!
 //! The driver admits work in plan order as the [`Budget`] allows; everything else follows from completions. Loads of one
-//! engine run one after the other. Dropping the engine cancels what is queued, waits for reads in flight and joins its
-//! threads; nothing outlives it.
+//! engine run one after the other. Dropping the engine cancels the load at work and those that are queued, waits for reads
+//! in flight and joins its threads; nothing outlives it.
+//!
+//! [`Budget`]: crate::io::Budget
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Sender, channel};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use rayon::{ThreadPool, ThreadPoolBuilder};
+use rayon::{ThreadPool, ThreadPoolBuildError, ThreadPoolBuilder};
 
 use super::checkpoint::Checkpoint;
 use super::drive::run;
@@ -95,6 +99,8 @@ pub struct Engine {
     options: EngineOptions,
     limits: Limits,
     startup: Duration,
+    /// Tells the driver to end the load at work, and those that are queued.
+    closing: Arc<AtomicBool>,
     jobs: Option<Sender<Work>>,
     driver: Option<JoinHandle<()>>,
 }
@@ -110,23 +116,21 @@ impl Engine {
         let no_threads = |error: Box<dyn std::error::Error + Send + Sync>| {
             Error::new(ErrorKind::Io, "the system starts no more threads").caused_by(error)
         };
-        let pool: ThreadPool = ThreadPoolBuilder::new()
-            .num_threads(options.workers())
-            .thread_name(|index| format!("touchdown-work-{index}"))
-            .build()
-            .map_err(|error| no_threads(error.into()))?;
+        let workers = Workers::new(options.workers()).map_err(|error| no_threads(error.into()))?;
         let mut reader: Box<dyn Reader> = Box::new(PreadReader::new(options.reader_threads)?);
         let ring = Ring::new(usize::try_from(limits.slot_bytes).unwrap_or(SLOT_BYTES));
         let (jobs, queue) = channel::<Work>();
+        let closing = Arc::new(AtomicBool::new(false));
+        let closed = Arc::clone(&closing);
         let driver = std::thread::Builder::new()
             .name("touchdown-driver".to_owned())
             .spawn(move || {
                 while let Ok(work) = queue.recv() {
-                    run(work, reader.as_mut(), &pool, &ring);
+                    run(work, reader.as_mut(), workers.pool(), &ring, &closed);
                 }
             })
             .map_err(|error| no_threads(error.into()))?;
-        Ok(Self { options, limits, startup: start.elapsed(), jobs: Some(jobs), driver: Some(driver) })
+        Ok(Self { options, limits, startup: start.elapsed(), closing, jobs: Some(jobs), driver: Some(driver) })
     }
 
     /// What it was started with.
@@ -211,10 +215,50 @@ impl Engine {
 
 impl Drop for Engine {
     fn drop(&mut self) {
+        self.closing.store(true, Ordering::Release);
         self.jobs = None;
         if let Some(driver) = self.driver.take() {
             // The driver reports through jobs; a panic there has already failed them.
             let _ = driver.join();
+        }
+    }
+}
+
+/// The threads that decode and place. A pool by itself only tells its threads to end; this waits until they have.
+struct Workers {
+    // Dropped first, which tells the threads to end.
+    pool: ThreadPool,
+    _threads: Joined,
+}
+
+struct Joined(Vec<JoinHandle<()>>);
+
+impl Workers {
+    fn new(count: usize) -> Result<Self, ThreadPoolBuildError> {
+        let mut threads = Vec::with_capacity(count);
+        let pool = ThreadPoolBuilder::new()
+            .num_threads(count)
+            .spawn_handler(|thread| {
+                let name = format!("touchdown-work-{}", thread.index());
+                threads.push(std::thread::Builder::new().name(name).spawn(|| thread.run())?);
+                Ok(())
+            })
+            .build()?;
+        Ok(Self { pool, _threads: Joined(threads) })
+    }
+}
+
+impl Workers {
+    fn pool(&self) -> &ThreadPool {
+        &self.pool
+    }
+}
+
+impl Drop for Joined {
+    fn drop(&mut self) {
+        for thread in self.0.drain(..) {
+            // Tasks catch their panics; a thread that panicked all the same has ended.
+            let _ = thread.join();
         }
     }
 }

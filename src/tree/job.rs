@@ -8,7 +8,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker};
 
 use super::state::{Array, State};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::io::ReaderWaker;
 
 /// A load in progress.
@@ -45,7 +45,7 @@ impl Job {
         self.finished = true;
         let mut shared = self.status.lock();
         loop {
-            if let Some(result) = shared.result.take() {
+            if let Some(result) = shared.take() {
                 return result;
             }
             shared = self.status.changed.wait(shared).unwrap_or_else(PoisonError::into_inner);
@@ -65,7 +65,7 @@ impl Job {
 
     /// Whether [`wait`](Self::wait) would return at once.
     pub fn is_finished(&self) -> bool {
-        self.status.lock().result.is_some()
+        self.status.lock().ended
     }
 
     /// Asks it to stop. Work in progress is finished, nothing new is started; the result becomes
@@ -86,7 +86,7 @@ impl Iterator for Job {
             if let Some(array) = shared.ready.pop_front() {
                 return Some(array);
             }
-            if shared.result.is_some() {
+            if shared.ended {
                 return None;
             }
             shared = self.status.changed.wait(shared).unwrap_or_else(PoisonError::into_inner);
@@ -100,7 +100,7 @@ impl Future for Job {
     fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Result<State>> {
         let result = {
             let mut shared = self.status.lock();
-            let result = shared.result.take();
+            let result = shared.take();
             if result.is_none() {
                 shared.waker = Some(context.waker().clone());
             }
@@ -140,6 +140,8 @@ pub(super) struct Shared {
     pub(super) parked: Vec<(u32, Array)>,
     /// For every priority how many leaves are not complete.
     pub(super) waiting: BTreeMap<u32, usize>,
+    /// Whether there is, or was, a result.
+    pub(super) ended: bool,
     pub(super) result: Option<Result<State>>,
     pub(super) waker: Option<Waker>,
     /// Wakes the driver out of waiting for a read, so that a cancel is seen at once.
@@ -147,6 +149,12 @@ pub(super) struct Shared {
 }
 
 impl Shared {
+    /// The result, once; later it is an error to ask.
+    fn take(&mut self) -> Option<Result<State>> {
+        let taken = || Err(Error::invalid("the result of the load was taken already"));
+        self.ended.then(|| self.result.take().unwrap_or_else(taken))
+    }
+
     /// Takes complete arrays in and releases those that nothing earlier is waited for.
     pub(super) fn park(&mut self, arrays: Vec<(u32, Array)>) {
         for (priority, _) in &arrays {
@@ -196,8 +204,8 @@ impl Status {
 
     pub(super) fn publish(&self, result: Result<State>) {
         let mut shared = self.lock();
-        if shared.result.is_none() {
-            shared.result = Some(result);
+        if !shared.ended {
+            (shared.ended, shared.result) = (true, Some(result));
         }
         shared.driver = None;
         let waker = shared.waker.take();

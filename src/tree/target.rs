@@ -359,7 +359,7 @@ impl Target {
     /// Replaces the leaves that match by one: their arrays side by side along a new dimension, in the target's order.
     ///
     /// # Errors
-    /// A pattern that matches no array, shapes that differ, a name that is taken.
+    /// A pattern that matches no array, shapes or types that differ, a name that is taken.
     pub fn stack(self, pattern: impl Into<Pattern>, dim: usize, into: KeyPath) -> Result<Self> {
         self.join("stack", &pattern.into(), into, |views| View::stack(views, dim))
     }
@@ -367,7 +367,7 @@ impl Target {
     /// Replaces the leaves that match by one: their arrays one after the other along a dimension, in the target's order.
     ///
     /// # Errors
-    /// A pattern that matches no array, shapes that differ elsewhere, a name that is taken.
+    /// A pattern that matches no array, shapes that differ elsewhere, types that differ, a name that is taken.
     pub fn concatenate(self, pattern: impl Into<Pattern>, dim: usize, into: KeyPath) -> Result<Self> {
         self.join("concatenate", &pattern.into(), into, |views| View::concatenate(views, dim))
     }
@@ -390,7 +390,14 @@ impl Target {
                 return Err(Error::invalid(format!("{option} comes before a change of shape")).at("leaf", &leaf.path));
             }
             views.push(array.view.clone());
-            first.get_or_insert_with(|| (position, array.clone()));
+            let (_, first) = first.get_or_insert_with(|| (position, array.clone()));
+            if array.dtype != first.dtype {
+                return Err(Error::invalid("arrays of different types cannot be joined")
+                    .at("leaf", &leaf.path)
+                    .expected(first.dtype)
+                    .found(array.dtype)
+                    .hint("cast them to one type first"));
+            }
         }
         let Some((position, mut array)) = first else {
             let names = self.leaves.iter().map(|leaf| leaf.path.to_string());

@@ -138,6 +138,11 @@ impl Work {
         self.status.changed.notify_all();
     }
 
+    /// Whether every leaf has all of its elements.
+    pub(super) fn is_complete(&self) -> bool {
+        self.status.count.leaves_done.load(Ordering::Relaxed) == self.status.count.leaves_total
+    }
+
     /// The whole tree, once every unit has landed.
     pub(super) fn state(&self, done: &Done) -> Result<State> {
         let plan = &self.landing.plan;
@@ -199,6 +204,11 @@ impl Work {
 impl Drop for Work {
     fn drop(&mut self) {
         // Reached without a result only if the driver panicked or ended early: nobody may wait for ever.
-        self.status.publish(Err(Error::new(ErrorKind::Cancelled, "the engine was dropped before the load was done")));
+        self.status.publish(Err(engine_dropped()));
     }
+}
+
+/// What a load ends with whose engine is gone.
+pub(super) fn engine_dropped() -> Error {
+    Error::new(ErrorKind::Cancelled, "the engine was dropped before the load was done")
 }

@@ -120,3 +120,37 @@ pub const NEAREST_NAMES_MAX: usize = 3;
 
 /// How many lines of one kind an error lists before it counts the rest.
 pub const ERROR_LINES_MAX: usize = 50;
+
+/// Largest `metrics` file of a step.
+pub const METRICS_BYTES_MAX: u64 = 16 << 20;
+
+/// Most virtual devices that one argument may ask for.
+pub const CPU_DEVICES_MAX: u32 = 65_536;
+
+/// Most workers that one may ask for.
+pub const WORKERS_MAX: usize = 4096;
+
+/// Most rows without elements that are printed.
+pub const CAT_EMPTY_ROWS_MAX: u64 = 1 << 20;
+
+/// Kinds of arrays drawn; a picture of more is no longer looked at.
+pub const SVG_ARRAYS_MAX: usize = 200;
+
+/// Devices drawn in a mesh.
+pub const SVG_DEVICES_MAX: usize = 1024;
+
+/// Holders shown in one part.
+pub const SVG_STRIPES_MAX: usize = 16;
+
+/// Tasks queued for each worker before the driver waits: enough that none runs dry.
+pub const TASKS_PER_WORKER: usize = 8;
+
+/// Files kept open at once by a load.
+pub const LOAD_OPEN_FILES_MAX: usize = 16;
+
+/// Most threads: with the files of each they stay far below the usual limits on open files (256 and more) whatever the
+/// machine's number of cores.
+pub const METADATA_THREADS_MAX: usize = 8;
+
+/// Files one thread keeps open.
+pub const METADATA_OPEN_FILES_MAX: usize = 8;

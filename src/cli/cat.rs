@@ -9,9 +9,11 @@ use super::output;
 use crate::dtype::DType;
 use crate::error::{Error, Result};
 use crate::keypath::KeyPath;
+use crate::limits::CAT_EMPTY_ROWS_MAX;
 use crate::tree::{Array, Engine, Leaf, Pattern, Take, Value};
 
-pub(super) const EXAMPLE: &str = "Example:\n  touchdown cat runs/llm/1000 params/layer_0/kernel --slice 0:4,:";
+pub(super) const EXAMPLE: &str =
+    "Example:\n  touchdown cat tests/fixtures/quickstart/ckpt params/layer_0/kernel --slice 0:4,:";
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
@@ -96,7 +98,7 @@ fn nested(array: &Array) -> Result<Json> {
     // Without elements the rows are all there is, and nothing else bounds them.
     let rows =
         array.shape.iter().take_while(|&&extent| extent > 0).try_fold(1u64, |rows, extent| rows.checked_mul(*extent));
-    if array.shape.contains(&0) && rows.is_none_or(|rows| rows > EMPTY_ROWS_MAX) {
+    if array.shape.contains(&0) && rows.is_none_or(|rows| rows > CAT_EMPTY_ROWS_MAX) {
         return Err(Error::invalid("there are too many empty rows to print")
             .found(format_args!("the shape {}", output::shape(&array.shape)))
             .hint("print a part with --slice"));
@@ -143,6 +145,3 @@ fn plain(value: &Json) -> String {
         value => value.to_string(),
     }
 }
-
-/// Most rows without elements that are printed.
-const EMPTY_ROWS_MAX: u64 = 1 << 20;

@@ -12,7 +12,8 @@ use crate::error::Result;
 use crate::tree::diff::{Difference, diff};
 use crate::tree::{Checkpoint, OpenOptions};
 
-pub(super) const EXAMPLE: &str = "Example:\n  touchdown diff runs/a/1000 runs/b/1000 --json";
+pub(super) const EXAMPLE: &str =
+    "Example:\n  touchdown diff tests/fixtures/quickstart/ckpt tests/fixtures/v1_basic/ckpt --json";
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {

@@ -11,6 +11,25 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::keypath::KeyPath;
 use crate::tree::{Array, Leaf, State, Value};
 
+/// Makes the directory of a dump. It must be new or empty, so that what is in it afterwards is one dump.
+pub(super) fn prepare(dir: &Path) -> Result<()> {
+    let io = |error: std::io::Error| {
+        Error::new(ErrorKind::Io, "cannot make the dump's directory").at("path", dir.display()).caused_by(error)
+    };
+    match std::fs::read_dir(dir).map(|mut entries| entries.next().is_none()) {
+        Ok(true) => Ok(()),
+        Ok(false) => Err(Error::new(ErrorKind::Exists, "the dump's directory is not empty")
+            .at("path", dir.display())
+            .hint("give a new or an empty directory")),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => std::fs::create_dir_all(dir).map_err(io),
+        Err(error) if error.kind() == std::io::ErrorKind::NotADirectory => {
+            Err(Error::new(ErrorKind::Exists, "a file stands where the dump's directory should be")
+                .at("path", dir.display()))
+        }
+        Err(error) => Err(io(error)),
+    }
+}
+
 /// Writes `dump.json` (schema 1) and one raw little-endian C-order file for every distinct shard.
 pub(super) fn dump(state: &State, dir: &Path) -> Result<()> {
     let failed = |path: &Path| {
@@ -19,7 +38,6 @@ pub(super) fn dump(state: &State, dir: &Path) -> Result<()> {
             Error::new(ErrorKind::Io, "cannot write the dump").at("file", path).caused_by(error)
         }
     };
-    std::fs::create_dir_all(dir).map_err(failed(dir))?;
     let mut leaves = Vec::new();
     for (number, (path, leaf)) in state.leaves().enumerate() {
         leaves.push(match leaf {

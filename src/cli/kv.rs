@@ -10,8 +10,7 @@ use crate::error::{Error, Result};
 use crate::kv::{Index, Value};
 use crate::tree::Database;
 
-pub(super) const EXAMPLE: &str =
-    "Example:\n  touchdown kv runs/llm/1000\n  touchdown kv runs/llm/1000/state params.w/zarr.json";
+pub(super) const EXAMPLE: &str = "Example:\n  touchdown kv tests/fixtures/quickstart/ckpt\n  touchdown kv tests/fixtures/quickstart/ckpt/state params.embed/zarr.json";
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {

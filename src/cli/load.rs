@@ -8,7 +8,7 @@ use std::time::Duration;
 use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::{Value as Json, json};
 
-use super::dump::dump;
+use super::dump;
 use super::options::{EngineArgs, SourceArgs, TargetArgs};
 use super::output;
 use crate::error::Result;
@@ -17,7 +17,7 @@ use crate::tree::{Engine, Job, Report, Stage, State};
 
 pub(super) const EXAMPLE: &str = "\
 Example:
-  touchdown load runs/llm/1000 --devices cpu:8 --mesh data=2,model=4 --spec '**/kernel=_,model' --cast '**@float=bfloat16' --dump out";
+  touchdown load tests/fixtures/quickstart/ckpt --devices cpu:8 --mesh data=2,model=4 --spec '**/kernel=_,model' --cast '**@float=bfloat16' --dump out";
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
@@ -37,12 +37,15 @@ pub(super) struct Args {
 
 pub(super) fn run(args: &Args, quiet: bool) -> Result<ExitCode> {
     let checkpoint = args.source.open()?;
+    if let Some(dir) = &args.dump {
+        dump::prepare(dir)?;
+    }
     let target = args.target.build(&checkpoint)?;
     let engine = Engine::new(args.engine.options()?)?;
     let job = engine.load(&checkpoint, &target)?;
     let state = if !quiet && std::io::stderr().is_terminal() { watch(job)? } else { job.wait()? };
     if let Some(dir) = &args.dump {
-        dump(&state, dir)?;
+        dump::dump(&state, dir)?;
     }
     let report = state.report();
     if args.json {

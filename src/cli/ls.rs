@@ -12,8 +12,7 @@ use crate::layout::{ItemKind, Step, StepState};
 use crate::plan::explain::human_bytes;
 use crate::tree::{Checkpoint, LeafInfo, LeafKind};
 
-pub(super) const EXAMPLE: &str =
-    "Example:\n  touchdown ls runs/llm/1000\n  touchdown ls runs/llm --step latest --json > target.json";
+pub(super) const EXAMPLE: &str = "Example:\n  touchdown ls tests/fixtures/quickstart/ckpt\n  touchdown ls tests/fixtures/v1_training_steps/ckpt --step latest --json > target.json";
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {

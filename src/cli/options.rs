@@ -11,6 +11,7 @@ use crate::dtype::{CastPolicy, DType};
 use crate::error::{Error, ErrorKind, Result};
 use crate::keypath::KeyPath;
 use crate::layout::StepChoice;
+use crate::limits::{CPU_DEVICES_MAX, WORKERS_MAX};
 use crate::plan::{Device, Mesh, Sharding, Spec, Verify};
 use crate::tree::{Checkpoint, EngineOptions, Missing, OpenOptions, Otherwise, Row, RowView, Target};
 
@@ -302,12 +303,13 @@ enum IoArg {
 impl EngineArgs {
     pub(super) fn options(&self) -> Result<EngineOptions> {
         if self.io == IoArg::Uring {
-            return Err(Error::new(ErrorKind::Unsupported, "this version has no io_uring reader")
-                .hint("leave out --io, or give `--io pread`"));
+            return Err(
+                Error::invalid("this version has no io_uring reader").hint("leave out --io, or give `--io pread`")
+            );
         }
-        if self.threads > THREADS_MAX {
+        if self.threads > WORKERS_MAX {
             return Err(Error::invalid("too many threads")
-                .expected(format_args!("at most {THREADS_MAX}"))
+                .expected(format_args!("at most {WORKERS_MAX}"))
                 .found(self.threads));
         }
         let mut options = EngineOptions { threads: self.threads, ..EngineOptions::default() };
@@ -438,12 +440,6 @@ pub(super) fn devices(text: &str) -> Result<Vec<Device>> {
     }
     Ok(devices)
 }
-
-/// Most virtual devices that one argument may ask for.
-const CPU_DEVICES_MAX: u32 = 65_536;
-
-/// Most workers that one may ask for.
-const THREADS_MAX: usize = 4096;
 
 #[cfg(test)]
 mod tests {

@@ -11,7 +11,7 @@ use crate::plan::svg;
 
 pub(super) const EXAMPLE: &str = "\
 Example:
-  touchdown plan runs/llm/1000 --devices cpu:8 --mesh data=2,model=4 --spec '**/kernel=_,model' --svg plan.svg";
+  touchdown plan tests/fixtures/quickstart/ckpt --devices cpu:8 --mesh data=2,model=4 --spec '**/kernel=_,model' --svg plan.svg";
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {

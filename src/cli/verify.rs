@@ -11,7 +11,7 @@ use crate::error::Result;
 use crate::plan::explain::human_bytes;
 use crate::tree::verify::{Problem, verify};
 
-pub(super) const EXAMPLE: &str = "Example:\n  touchdown verify runs/llm/1000 --deep";
+pub(super) const EXAMPLE: &str = "Example:\n  touchdown verify tests/fixtures/quickstart/ckpt --deep";
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {

@@ -9,6 +9,7 @@ use bytes::Bytes;
 
 use super::fs::{OpenFile, Root, io_error};
 use crate::error::{Error, ErrorKind, Result};
+use crate::limits::{METADATA_OPEN_FILES_MAX, METADATA_THREADS_MAX};
 use crate::need::{Answer, Need};
 use crate::relpath::RelPath;
 
@@ -18,7 +19,7 @@ use crate::relpath::RelPath;
 /// The first need, in order, that cannot be answered: a file that is too large, too short, unreadable, or no file.
 pub fn serve(root: &Root, needs: &[Need]) -> Result<Vec<Answer>> {
     let threads = std::thread::available_parallelism().map_or(1, usize::from).min(needs.len() / NEEDS_PER_THREAD_MIN);
-    let threads = threads.min(THREADS_MAX);
+    let threads = threads.min(METADATA_THREADS_MAX);
     if threads < 2 {
         let mut open = Open::new(root);
         return needs.iter().map(|need| open.answer(need)).collect();
@@ -62,7 +63,7 @@ impl<'a> Open<'a> {
         if let Some(file) = self.files.get(path) {
             return Ok(file.clone());
         }
-        if self.files.len() >= OPEN_FILES_MAX {
+        if self.files.len() >= METADATA_OPEN_FILES_MAX {
             self.files.clear();
         }
         let file = self.root.file(path)?.map(Arc::new);
@@ -135,10 +136,3 @@ pub(crate) fn read_error(error: std::io::Error, file: &str, offset: u64, len: u6
 
 /// Below this many needs a thread, starting threads costs more than it saves.
 const NEEDS_PER_THREAD_MIN: usize = 64;
-
-/// Most threads: with the files of each they stay far below the usual limits on open files (256 and more) whatever the
-/// machine's number of cores.
-const THREADS_MAX: usize = 8;
-
-/// Files one thread keeps open.
-const OPEN_FILES_MAX: usize = 8;

@@ -9,7 +9,7 @@ use super::orbax::{checkpoint, json, step};
 use super::survey::{Holds, MANIFEST_FILE, PROCESS_DIR, Survey};
 use super::{Item, ItemKind, Step, StepChoice, StepState};
 use crate::error::{Error, Result};
-use crate::limits::ERROR_LINES_MAX;
+use crate::limits::{ERROR_LINES_MAX, METRICS_BYTES_MAX};
 use crate::need::{Answer, Asker, EntryKind, Need, unfit};
 use crate::relpath::RelPath;
 
@@ -269,4 +269,3 @@ const METRICS: &str = "metrics";
 /// Manifests of real checkpoints take about 150 bytes; a longer one is not judged by its length.
 const TAIL_BYTES: u64 = 4096;
 const MANIFEST_MAGIC: [u8; 4] = [0x0c, 0xdb, 0x3a, 0x2a];
-const METRICS_BYTES_MAX: u64 = 16 << 20;

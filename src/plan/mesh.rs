@@ -3,6 +3,7 @@
 //! The words are JAX's: a [`Mesh`] lays devices out on named axes, a [`Spec`] names for every dimension the axes that
 //! divide it, and both together ([`Sharding`]) give every device its [`Region`] of an array.
 
+use std::collections::HashSet;
 use std::fmt;
 use std::sync::Arc;
 
@@ -142,9 +143,22 @@ impl Mesh {
         let count = mesh.devices.len() as u64;
         if count == 0 || count > DEVICES_MAX || product != Some(count) {
             return Err(Error::invalid("the mesh does not fit its devices")
-                .expected(format_args!("{count} devices, at least 1"))
+                .expected(format_args!("a product of {count}, the number of devices"))
                 .found(format_args!("a mesh {mesh}"))
                 .hint("the product of the axis sizes must be the number of devices (`--devices cpu:8 --mesh data=2,model=4`)"));
+        }
+        if process.rank >= process.world {
+            return Err(Error::invalid("this process lies outside the world")
+                .expected(format_args!("a rank below {}", process.world))
+                .found(process.rank));
+        }
+        let mut seen = HashSet::new();
+        if let Some(twice) = mesh.devices.iter().find(|device| !seen.insert((device.rank, device.device))) {
+            return Err(Error::invalid(format!(
+                "the mesh has device {} of process {} twice",
+                twice.device, twice.rank
+            ))
+            .hint("several logical devices on one GPU are `cuda:0*4`"));
         }
         if let Some(stray) = mesh.devices.iter().find(|device| device.rank >= process.world) {
             return Err(Error::invalid("a mesh device belongs to a process outside the world")

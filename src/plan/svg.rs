@@ -8,6 +8,7 @@ use std::collections::HashMap;
 use std::fmt::Write;
 
 use super::{Mesh, Plan, PlannedLeaf};
+use crate::limits::{SVG_ARRAYS_MAX, SVG_DEVICES_MAX, SVG_STRIPES_MAX};
 use crate::shape::Region;
 
 /// Draws the plan as an SVG document.
@@ -33,10 +34,10 @@ pub fn draw(plan: &Plan) -> String {
             _ => groups.push((leaf, 1)),
         }
     }
-    for (leaf, count) in groups.iter().take(ARRAYS_MAX) {
+    for (leaf, count) in groups.iter().take(SVG_ARRAYS_MAX) {
         picture.array(leaf, *count);
     }
-    if let Some(more @ 1..) = groups.len().checked_sub(ARRAYS_MAX) {
+    if let Some(more @ 1..) = groups.len().checked_sub(SVG_ARRAYS_MAX) {
         picture.text(&format!("and {more} more kinds of arrays"));
     }
     if plan.leaves.is_empty() {
@@ -79,7 +80,7 @@ impl Picture {
         let count = mesh.devices().len();
         self.text(&format!("mesh {mesh}, {count} devices"));
         let columns = mesh.axes().last().map_or(1, |(_, size)| *size as usize).clamp(1, count.max(1));
-        for position in 0..count.min(DEVICES_DRAWN_MAX) {
+        for position in 0..count.min(SVG_DEVICES_MAX) {
             let x = MARGIN + (position % columns) as f64 * CELL_WIDTH;
             let y = self.y + (position / columns) as f64 * CELL_HEIGHT;
             self.rect(x, y, CELL_WIDTH, CELL_HEIGHT, &colour(position, count), "#ffffff");
@@ -97,7 +98,7 @@ impl Picture {
                 escaped(&label)
             );
         }
-        self.y += count.min(DEVICES_DRAWN_MAX).div_ceil(columns) as f64 * CELL_HEIGHT + LINE;
+        self.y += count.min(SVG_DEVICES_MAX).div_ceil(columns) as f64 * CELL_HEIGHT + LINE;
     }
 
     /// One array: its last two dimensions, cut into parts.
@@ -132,7 +133,7 @@ impl Picture {
             let x = MARGIN + left as f64 / columns * width;
             let y = self.y + top as f64 / rows * height;
             let (w, h) = ((right - left) as f64 / columns * width, (bottom - top) as f64 / rows * height);
-            let drawn = holders.len().min(STRIPES_MAX);
+            let drawn = holders.len().min(SVG_STRIPES_MAX);
             for (stripe, position) in holders.iter().take(drawn).enumerate() {
                 let width = w / drawn as f64;
                 self.rect(x + width * stripe as f64, y, width, h, &colour(*position, devices), "none");
@@ -171,15 +172,6 @@ const CELL_WIDTH: f64 = 74.0;
 const CELL_HEIGHT: f64 = 28.0;
 const ARRAY_SIDE_MAX: f64 = 160.0;
 const ARRAY_SIDE_MIN: f64 = 14.0;
-
-/// Kinds of arrays drawn; a picture of more is no longer looked at.
-const ARRAYS_MAX: usize = 200;
-
-/// Devices drawn in a mesh.
-const DEVICES_DRAWN_MAX: usize = 1024;
-
-/// Holders shown in one part.
-const STRIPES_MAX: usize = 16;
 
 #[cfg(test)]
 mod tests {

@@ -145,6 +145,14 @@ impl Checkpoint {
     /// # Errors
     /// As [`plan`](Self::plan), and units that do not fit the budget.
     pub fn plan_within(&self, target: &Target, limits: Limits) -> Result<Plan> {
+        if !Arc::ptr_eq(&self.0, &target.checkpoint().0) {
+            return Err(Error::invalid("the target was made from another checkpoint")
+                .expected(self.0.root.path().display())
+                .found(target.checkpoint().0.root.path().display())
+                .hint(
+                    "make the target from the checkpoint that is loaded: apply the same rules to `checkpoint.target()`",
+                ));
+        }
         let wants = target.wants()?;
         let arrays = self.arrays();
         ask(&self.0.root, |asker| async move { plan::build(&asker, arrays, wants, limits, decoder_cost).await })

@@ -16,6 +16,7 @@ use super::state::Stage;
 use super::work::{self, Work};
 use crate::error::{Error, ErrorKind, Result};
 use crate::io::{Budget, Completion, Credit, OpenFile, ReadAt, Reader, Ring, Slot, Ticket, read_error, short_file};
+use crate::limits::{LOAD_OPEN_FILES_MAX, TASKS_PER_WORKER};
 use crate::plan::Source;
 
 /// Does one load on the driver's thread. Stops early when `closing` is set.
@@ -223,7 +224,7 @@ impl Drive<'_> {
         if let Some(file) = self.files.get(&number) {
             return Ok(Arc::clone(file));
         }
-        if self.files.len() >= OPEN_FILES_MAX {
+        if self.files.len() >= LOAD_OPEN_FILES_MAX {
             self.files.clear();
         }
         let path = &self.work.landing.plan.files[number as usize];
@@ -407,9 +408,3 @@ impl Drive<'_> {
         }
     }
 }
-
-/// Tasks queued for each worker before the driver waits: enough that none runs dry.
-const TASKS_PER_WORKER: usize = 8;
-
-/// Files kept open at once by a load.
-const OPEN_FILES_MAX: usize = 16;

@@ -1,5 +1,6 @@
 //! Patterns over key paths, and rules made of them.
 
+use std::collections::BTreeMap;
 use std::fmt;
 
 use regex::Regex;
@@ -188,16 +189,14 @@ impl<V> Rules<V> {
     /// Refuses rules that matched nothing, all in one error.
     pub(super) fn check<'a>(&self, paths: impl Iterator<Item = &'a KeyPath> + Clone) -> Result<()> {
         let unused: Vec<&Pattern> = self.rules.iter().filter(|(.., used)| !used).map(|(pattern, ..)| pattern).collect();
-        let Some(first) = unused.first() else { return Ok(()) };
+        if unused.is_empty() {
+            return Ok(());
+        }
         let names: Vec<String> = paths.map(KeyPath::to_string).collect();
         if let [only] = unused.as_slice() {
             return Err(no_such(self.option, &only.text, names.into_iter()));
         }
-        let line = |pattern: &&Pattern| {
-            let near = nearest(&pattern.text, names.iter().map(String::as_str));
-            format!("`{pattern}`: nearest {}", near.join(", "))
-        };
-        let _ = first;
+        let line = |pattern: &&Pattern| format!("`{pattern}`: nearest {}", near(&pattern.text, &names).join(", "));
         Err(Error::invalid(format!("{} {} rules match no leaf", unused.len(), self.option))
             .lines(unused.iter().map(line))
             .hint("`touchdown ls` lists the paths"))
@@ -207,10 +206,31 @@ impl<V> Rules<V> {
 /// The error for a name that is not there, with the nearest ones.
 pub(super) fn no_such(what: &str, wanted: &str, names: impl Iterator<Item = String>) -> Error {
     let names: Vec<String> = names.collect();
-    let near = nearest(wanted, names.iter().map(String::as_str));
-    let error = Error::invalid(format!("no leaf matches the {what} `{wanted}`"));
+    let near = near(wanted, &names);
+    let error = Error::invalid(format!("no leaf matches the {what} rule `{wanted}`"));
     let error = if near.is_empty() { error } else { error.found(format_args!("nearest names: {}", near.join(", "))) };
-    error.hint("`touchdown ls` lists the paths; `*` stays inside one element, `**` spans elements")
+    error.hint(match wanted.rsplit_once('@') {
+        Some((_, filter)) if filter != "float" && filter != "int" => "the filters are @float and @int",
+        _ => "`touchdown ls` lists the paths; `*` stays inside one element, `**` spans elements",
+    })
+}
+
+/// The names nearest to a pattern: by the whole text, or for a glob by its last element without wildcards.
+fn near<'n>(wanted: &str, names: &'n [String]) -> Vec<&'n str> {
+    let wanted = wanted.strip_suffix("@float").or_else(|| wanted.strip_suffix("@int")).unwrap_or(wanted);
+    if !wanted.contains(['*', '?']) {
+        return nearest(wanted, names.iter().map(String::as_str));
+    }
+    let is_literal = |element: &&str| !element.is_empty() && !element.contains(['*', '?']);
+    let Some(literal) = wanted.rsplit('/').find(is_literal) else { return Vec::new() };
+    // The first name that has each element; a misspelt element is the usual reason.
+    let mut first: BTreeMap<&str, &str> = BTreeMap::new();
+    for name in names {
+        for element in name.split('/') {
+            first.entry(element).or_insert(name);
+        }
+    }
+    nearest(literal, first.keys().copied()).into_iter().filter_map(|element| first.get(element).copied()).collect()
 }
 
 fn matches_elements<S: AsRef<str>>(pattern: &[Element], elements: &[S]) -> bool {

@@ -1,6 +1,6 @@
 //! What a load leaves behind: a tree of sharded arrays and values, and a report.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -18,8 +18,10 @@ use crate::shape::Region;
 /// A loaded tree: every leaf that was asked for, in the target's order.
 #[derive(Debug, Default)]
 pub struct State {
-    pub(super) leaves: Vec<(KeyPath, Leaf)>,
-    pub(super) report: Report,
+    leaves: Vec<(KeyPath, Leaf)>,
+    /// Position of every leaf by its path's string form.
+    index: HashMap<String, usize>,
+    report: Report,
 }
 
 /// One loaded leaf.
@@ -127,6 +129,11 @@ pub struct Stage {
 }
 
 impl State {
+    pub(super) fn new(leaves: Vec<(KeyPath, Leaf)>, report: Report) -> Self {
+        let index = leaves.iter().enumerate().map(|(at, (path, _))| (path.to_string(), at)).collect();
+        Self { leaves, index, report }
+    }
+
     /// Every leaf, in the target's order.
     pub fn leaves(&self) -> impl ExactSizeIterator<Item = (&KeyPath, &Leaf)> {
         self.leaves.iter().map(|(path, leaf)| (path, leaf))
@@ -134,7 +141,7 @@ impl State {
 
     /// The leaf whose path prints as this.
     pub fn leaf(&self, path: &str) -> Option<&Leaf> {
-        self.leaves.iter().find(|(have, _)| have.to_string() == path).map(|(_, leaf)| leaf)
+        self.index.get(path).map(|&at| &self.leaves[at].1)
     }
 
     /// The array whose path prints as this.

@@ -12,13 +12,14 @@ use super::inline::whole_wants;
 use super::land::{check_unit, decoder_cost, located};
 use crate::error::{Error, ErrorKind, Result};
 use crate::io::{Ring, Root, short_file};
+use crate::layout::orbax::tree::read_json;
 use crate::layout::{Format, ItemKind};
 use crate::plan::{self, Plan, Source, Verify};
 
 /// What [`verify`] finds.
 #[derive(Debug, Default)]
 pub struct Verified {
-    /// Trees looked at.
+    /// Trees and JSON items looked at.
     pub items: u64,
     /// Leaves of all trees.
     pub leaves: u64,
@@ -49,7 +50,7 @@ pub struct Problem {
     pub message: String,
 }
 
-/// Checks a checkpoint: all its trees.
+/// Checks a checkpoint: all its trees and JSON items.
 ///
 /// # Errors
 /// A path that is missing or holds no checkpoint, or an environment that fails (permission, I/O); damage is no error here
@@ -67,6 +68,18 @@ pub fn verify(path: &Path, options: &OpenOptions, deep: bool, engine: &EngineOpt
             .map(|item| Some(item.name.clone()))
             .collect(),
     };
+    let json = description.items.iter().filter(|item| item.kind == ItemKind::Json);
+    let json = json.filter(|item| options.item.as_ref().is_none_or(|wanted| *wanted == item.name));
+    let json: Vec<_> = json.collect();
+    let names: Vec<Option<String>> =
+        names.into_iter().filter(|name| !json.iter().any(|item| name.as_ref() == Some(&item.name))).collect();
+    for item in json {
+        let dir = item.dir.clone();
+        found.items += 1;
+        if let Err(error) = ask(&root, |asker| async move { read_json(&asker, &dir).await }) {
+            found.problem(&item.name, None, true, error.at("item", &item.name))?;
+        }
+    }
     for name in names {
         let shown = name.clone().unwrap_or_default();
         let options = OpenOptions { item: name, ..options.clone() };

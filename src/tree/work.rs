@@ -161,7 +161,7 @@ impl Work {
             Assembled::Ready(leaf) => leaf.clone(),
         };
         let leaves = self.leaves.iter().map(|(path, assembled)| (path.clone(), leaf(assembled))).collect();
-        Ok(State { leaves, report: self.report(done) })
+        Ok(State::new(leaves, self.report(done)))
     }
 
     fn report(&self, done: &Done) -> Report {

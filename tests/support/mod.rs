@@ -12,8 +12,10 @@ pub mod dump;
 use std::ffi::OsStr;
 use std::fs::{self, File};
 use std::hash::{DefaultHasher, Hash, Hasher};
+use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
@@ -21,13 +23,21 @@ use std::time::{Duration, Instant};
 const TOUCHDOWN_TIMEOUT: Duration = Duration::from_secs(120);
 const SKIP_VARIABLE: &str = "TOUCHDOWN_SKIP_ORBAX";
 
+/// Prints a skip and how many there were in this test binary, past the test harness, which swallows what tests print.
+pub fn skipped(test: &str, why: &str) {
+    static COUNT: AtomicUsize = AtomicUsize::new(0);
+    let count = COUNT.fetch_add(1, Ordering::Relaxed) + 1;
+    // Where stderr is closed there is nobody to tell.
+    let _ = writeln!(std::io::stderr(), "skipped ({count} in this binary): {test} ({why})");
+}
+
 /// The Python that has the pinned Orbax, or `None` (and a printed line) if the caller is to be skipped.
 ///
 /// # Panics
 /// If it cannot be installed: the message names the reason and the variable that skips.
 pub fn python(test: &str) -> Option<PathBuf> {
     if std::env::var_os(SKIP_VARIABLE).is_some_and(|value| !value.is_empty() && value != "0") {
-        eprintln!("skipped: {test} ({SKIP_VARIABLE} is set)");
+        skipped(test, &format!("{SKIP_VARIABLE} is set"));
         return None;
     }
     match installed_python() {

@@ -78,6 +78,12 @@ pub const CODEC_CHAIN_MAX: usize = 16;
 /// Largest window of a zstd frame, as a power of two: 128 MiB, where the reference decoder stops by default.
 pub const ZSTD_WINDOW_LOG_MAX: u32 = 27;
 
+/// Largest zstd window that a load under any budget decodes with: what levels up to 19 ask for.
+pub const ZSTD_WINDOW_BYTES_MIN: u64 = 8 << 20;
+
+/// A budget allows zstd windows of this part of itself: 32 MiB of the default 256 MiB, enough for level 20.
+pub const WINDOWS_PER_BUDGET: u64 = 8;
+
 /// Largest safetensors header, the reference implementation's own limit.
 pub const SAFETENSORS_HEADER_BYTES_MAX: u64 = 100_000_000;
 

@@ -3,7 +3,12 @@
 //! The model (`laws/`) writes every array itself and knows for each element its value and the bytes that hold it; a
 //! target is a list of stored elements. What the planner says and what a load gives must follow from the two.
 
-#![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    clippy::print_stdout,
+    reason = "tests panic to fail and print their counts"
+)]
 
 #[path = "laws/mod.rs"]
 mod laws;

@@ -137,3 +137,45 @@ fn lossy_casts_are_counted_or_refused() {
     let error = touchdown::load(&checkpoint, &target.cast_policy(CastPolicy::Error)).unwrap_err();
     assert!(error.kind() == ErrorKind::Invalid && error.list()[0].contains("params/layer_0/bias"), "{error}");
 }
+
+#[test]
+fn a_target_belongs_to_its_checkpoint() {
+    let (one, other) = (checkpoint(), checkpoint());
+    let error = touchdown::load(&other, &one.target()).unwrap_err();
+    assert!(error.kind() == ErrorKind::Invalid && error.to_string().contains("another checkpoint"), "{error}");
+}
+
+#[test]
+fn a_claimed_shape_without_chunks_costs_no_memory() {
+    let folder = tempfile::tempdir().unwrap();
+    std::fs::create_dir(folder.path().join("w")).unwrap();
+    // 64 GiB of zeros that nobody stored: address space, but no memory.
+    let meta = r#"{"chunks":[1048576],"compressor":null,"dtype":"<f4","fill_value":0,"filters":null,"order":"C","shape":[17179869184],"zarr_format":2}"#;
+    std::fs::write(folder.path().join("w/.zarray"), meta).unwrap();
+    let checkpoint = touchdown::open(folder.path()).unwrap();
+    match touchdown::load(&checkpoint, &checkpoint.target()) {
+        Ok(state) => assert_eq!(state.array("w").unwrap().shards()[0].bytes()[1 << 35], 0),
+        // Where the system does not promise memory that it may not have.
+        Err(error) => assert_eq!(error.kind(), ErrorKind::OutOfMemory),
+    }
+    let status = std::fs::read_to_string("/proc/self/status").unwrap();
+    let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap();
+    let peak_kib: u64 = peak.trim().trim_end_matches(" kB").parse().unwrap();
+    assert!(peak_kib < 1 << 20, "{peak_kib} KiB resident");
+}
+
+#[test]
+fn everything_that_does_not_fit_is_one_error() {
+    use touchdown::tree::Row;
+    let checkpoint = checkpoint();
+    let row = |names: &[&str]| Row { path: KeyPath::names(names.iter().copied()), ..Row::default() };
+    let rows = vec![
+        Row { kind: Some("array".into()), ..row(&["name"]) },
+        Row { shape: Some(vec![300, 64]), ..row(&["params", "embed"]) },
+        Row { dtype: Some(DType::Int8), ..row(&["step"]) },
+        row(&["params", "embd"]),
+    ];
+    let error = checkpoint.plan(&checkpoint.target().rows(rows, Missing::Error).unwrap()).unwrap_err();
+    assert_eq!(error.list().len(), 4, "{error}");
+    assert!(error.to_string().contains("nearest: params/embed"), "{error}");
+}

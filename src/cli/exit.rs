@@ -3,6 +3,7 @@
 use std::io::{IsTerminal, Write};
 use std::process::ExitCode;
 
+use super::output::printable;
 use crate::error::{Error, ErrorKind};
 
 /// The answer is no.
@@ -24,14 +25,15 @@ pub(super) fn report(error: &Error, color: clap::ColorChoice) -> ExitCode {
         return ExitCode::SUCCESS;
     }
     let (red, cyan, plain) = if colored(color) { ("\x1b[1;31m", "\x1b[1;36m", "\x1b[0m") } else { ("", "", "") };
-    let mut text = format!("{red}error:{plain} {error}\n");
+    let shown = |text: String| text.split('\n').map(printable).collect::<Vec<_>>().join("\n");
+    let mut text = format!("{red}error:{plain} {}\n", shown(error.to_string()));
     let mut cause = std::error::Error::source(error);
     while let Some(error) = cause {
-        text += &format!("caused by: {error}\n");
+        text += &format!("caused by: {}\n", shown(error.to_string()));
         cause = error.source();
     }
     if let Some(hint) = error.advice() {
-        text += &format!("{cyan}hint:{plain} {hint}\n");
+        text += &format!("{cyan}hint:{plain} {}\n", shown(hint.to_owned()));
     }
     // Where stderr is closed there is nobody to tell.
     let _ = std::io::stderr().write_all(text.as_bytes());

@@ -17,7 +17,8 @@ use crate::tree::{Engine, Job, Report, Stage, State};
 
 pub(super) const EXAMPLE: &str = "\
 Example:
-  touchdown load tests/fixtures/quickstart/ckpt --devices cpu:8 --mesh data=2,model=4 --spec '**/kernel=_,model' --cast '**@float=bfloat16' --dump out";
+  touchdown load tests/fixtures/quickstart/ckpt --devices cpu:4 --spec '**/kernel=_,device'
+  touchdown load tests/fixtures/quickstart/ckpt --cast '**@float=bfloat16' --dump out";
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {

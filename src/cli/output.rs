@@ -30,6 +30,8 @@ fn failed(error: std::io::Error) -> Error {
 
 /// Rows of text in columns as wide as they need to be; the last column is not padded.
 pub(super) fn table(rows: &[Vec<String>]) -> String {
+    let shown: Vec<Vec<String>> = rows.iter().map(|row| row.iter().map(|cell| printable(cell)).collect()).collect();
+    let rows = shown.as_slice();
     let columns = rows.iter().map(Vec::len).max().unwrap_or(0);
     let width = |column: usize| {
         rows.iter().filter_map(|row| row.get(column)).map(|cell| cell.chars().count()).max().unwrap_or(0)
@@ -47,6 +49,16 @@ pub(super) fn table(rows: &[Vec<String>]) -> String {
         text.push('\n');
     }
     text
+}
+
+/// Text from a checkpoint as a terminal may show it: control characters are escaped, so that a name can neither forge rows
+/// nor drive the terminal.
+pub(super) fn printable(text: &str) -> String {
+    let mut out = String::with_capacity(text.len());
+    for char in text.chars() {
+        if char.is_control() { out.extend(char.escape_default()) } else { out.push(char) }
+    }
+    out
 }
 
 /// A shape as `[3, 4]`.

@@ -11,7 +11,8 @@ use crate::plan::svg;
 
 pub(super) const EXAMPLE: &str = "\
 Example:
-  touchdown plan tests/fixtures/quickstart/ckpt --devices cpu:8 --mesh data=2,model=4 --spec '**/kernel=_,model' --svg plan.svg";
+  touchdown plan tests/fixtures/quickstart/ckpt --devices cpu:4 --spec '**/kernel=_,device'
+  touchdown plan tests/fixtures/quickstart/ckpt --devices cpu:8 --svg plan.svg --json";
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {

@@ -29,7 +29,7 @@ mod raw;
 mod shuffle;
 mod zstd;
 
-use crate::limits::{CODEC_CHAIN_MAX, ZSTD_WINDOW_LOG_MAX};
+use crate::limits::{CODEC_CHAIN_MAX, WINDOWS_PER_BUDGET, ZSTD_WINDOW_LOG_MAX};
 use crate::zarr::ByteCodec;
 
 /// What one call of [`Decoder::step`] did, in bytes.
@@ -136,6 +136,14 @@ pub enum DecodeError {
         /// Bytes given so far.
         found: u64,
     },
+    /// A zstd frame whose window is larger than the decoder may hold.
+    #[error("zstd data needs a window of {needed} bytes, {allowed} are allowed")]
+    Window {
+        /// Bytes of the window.
+        needed: u64,
+        /// Bytes that the decoder was given.
+        allowed: u64,
+    },
     /// More codecs than [`CODEC_CHAIN_MAX`].
     #[error("a chain of {0} codecs, at most {CODEC_CHAIN_MAX} are decoded")]
     Chain(usize),
@@ -154,6 +162,11 @@ impl From<DecodeError> for crate::Error {
                 .hint(format_args!("build touchdown with the cargo feature `{feature}`")),
             DecodeError::Unsupported { .. } | DecodeError::Chain(_) => Self::unsupported(error.to_string()),
             DecodeError::Input { .. } => Self::bug(error.to_string()),
+            DecodeError::Window { needed, .. } => {
+                let memory = needed.saturating_mul(WINDOWS_PER_BUDGET);
+                Self::new(crate::ErrorKind::Budget, error.to_string())
+                    .hint(format_args!("give `--memory {memory}` or more"))
+            }
             DecodeError::NoMemory { .. } => Self::new(crate::ErrorKind::OutOfMemory, error.to_string()),
             _ => Self::corrupt(error.to_string()),
         }
@@ -176,8 +189,9 @@ pub fn check(chain: &[ByteCodec]) -> Result<(), DecodeError> {
 
 /// A decoder of a value of exactly `encoded_len` bytes into exactly `decoded_len` bytes.
 ///
-/// `verify` says whether the `crc32c` codec is checked; checksums inside compressed data always are. Nothing but the
-/// decoder's own state is allocated here; see [`cost`].
+/// `verify` says whether the `crc32c` codec is checked; checksums inside compressed data always are. A zstd frame that needs
+/// a window of more than `window_max` bytes is refused when its header is read. Nothing but the decoder's own state is
+/// allocated here; see [`cost`].
 ///
 /// # Errors
 /// As [`check`]; [`DecodeError::NoMemory`].
@@ -186,12 +200,13 @@ pub fn decoder(
     encoded_len: u64,
     decoded_len: u64,
     verify: bool,
+    window_max: u64,
 ) -> Result<Box<dyn Decoder>, DecodeError> {
     check(chain)?;
     let mut stages: Option<Box<dyn Decoder>> = None;
     for (index, codec) in chain.iter().enumerate().rev() {
         let limits = Limits::of(chain, index, encoded_len, decoded_len);
-        let stage = stage(*codec, limits, verify)?;
+        let stage = stage(*codec, limits, verify, window_max)?;
         stages = Some(match stages {
             None => stage,
             Some(before) => Box::new(pipe::Pipe::new(before, stage)),
@@ -204,13 +219,13 @@ pub fn decoder(
 /// What a decoder of such a value holds in memory, as an upper bound in bytes.
 ///
 /// Codecs that this build lacks cost as if it had them. [`decode_all`] never holds more.
-pub fn cost(chain: &[ByteCodec], encoded_len: u64, decoded_len: u64) -> Cost {
+pub fn cost(chain: &[ByteCodec], encoded_len: u64, decoded_len: u64, window_max: u64) -> Cost {
     let pipes = chain.len().saturating_sub(1) as u64 * pipe::BUFFER_BYTES as u64;
     let mut total = Cost { working_bytes: STATE_BYTES.saturating_add(pipes), streams: true };
     for (index, codec) in chain.iter().enumerate() {
         let Limits { encoded, decoded } = Limits::of(chain, index, encoded_len, decoded_len);
         let bytes = match codec {
-            ByteCodec::Zstd => zstd::working_bytes(decoded),
+            ByteCodec::Zstd => zstd::working_bytes(decoded, window_max),
             ByteCodec::Gzip | ByteCodec::Zlib => GZIP_BYTES,
             ByteCodec::Bz2 => BZ2_BYTES,
             ByteCodec::Crc32c | ByteCodec::Packed { .. } => 0,
@@ -245,7 +260,7 @@ pub fn decode_all(chain: &[ByteCodec], encoded: &[u8], out: &mut [u8], verify: b
         #[cfg(feature = "blosc")]
         [ByteCodec::Blosc] => blosc::decode_into(body, out),
         _ => {
-            let mut decoder = decoder(rest, body.len() as u64, out.len() as u64, verify)?;
+            let mut decoder = decoder(rest, body.len() as u64, out.len() as u64, verify, ZSTD_WINDOW_MAX)?;
             pipe::run(decoder.as_mut(), body, out)
         }
     }
@@ -307,9 +322,9 @@ impl Limits {
 }
 
 /// The decoder of one codec.
-fn stage(codec: ByteCodec, limits: Limits, verify: bool) -> Result<Box<dyn Decoder>, DecodeError> {
+fn stage(codec: ByteCodec, limits: Limits, verify: bool, window_max: u64) -> Result<Box<dyn Decoder>, DecodeError> {
     Ok(match codec {
-        ByteCodec::Zstd => Box::new(zstd::Zstd::new(limits.decoded)?),
+        ByteCodec::Zstd => Box::new(zstd::Zstd::new(limits.decoded, window_max)?),
         ByteCodec::Crc32c => Box::new(crc32c::Crc32c::new(verify)),
         ByteCodec::Packed { bits } => Box::new(packed::Packed::new(bits)),
         #[cfg(feature = "gzip")]

@@ -54,7 +54,7 @@ fn in_pieces(
     verify: bool,
     pieces: &[(usize, usize)],
 ) -> Result<(), DecodeError> {
-    let mut decoder = decoder(chain, encoded.len() as u64, out.len() as u64, verify)?;
+    let mut decoder = decoder(chain, encoded.len() as u64, out.len() as u64, verify, u64::MAX)?;
     let mut total = Step::default();
     let mut idle = 0;
     for (input, output) in pieces.iter().cycle() {
@@ -238,7 +238,7 @@ fn lengths_are_named() {
         in_pieces(&chain, &encoded, &mut [0; 11], true, &[(100, 100)]),
         Err(DecodeError::Short { expected: 11, found: 10 })
     );
-    let mut decoder = decoder(&chain, 14, 10, true).unwrap();
+    let mut decoder = decoder(&chain, 14, 10, true, u64::MAX).unwrap();
     assert_eq!(decoder.step(&[0; 15], &mut [0; 10]), Err(DecodeError::Input { expected: 14, found: 15 }));
     assert_eq!(decoder.finish(), Err(DecodeError::Input { expected: 14, found: 0 }));
 }
@@ -252,15 +252,15 @@ fn a_chain_is_bounded() {
 
 #[test]
 fn costs_follow_the_chain() {
-    let streams = |chain: &[ByteCodec]| cost(chain, 1 << 20, 2 << 20).streams;
+    let streams = |chain: &[ByteCodec]| cost(chain, 1 << 20, 2 << 20, ZSTD_WINDOW_MAX).streams;
     assert!(streams(&[ByteCodec::Crc32c, ByteCodec::Zstd, ByteCodec::Gzip]));
     assert!(!streams(&[ByteCodec::Blosc, ByteCodec::Crc32c]));
-    let bytes = |chain: &[ByteCodec], decoded| cost(chain, 1 << 20, decoded).working_bytes;
+    let bytes = |chain: &[ByteCodec], decoded| cost(chain, 1 << 20, decoded, ZSTD_WINDOW_MAX).working_bytes;
     assert!(bytes(&[], u64::MAX) < 1 << 20);
     assert!(bytes(&[ByteCodec::Zstd], 1 << 20) < 2 << 20);
     assert!(bytes(&[ByteCodec::Zstd], u64::MAX) < (128 << 20) + (1 << 20));
     assert!(bytes(&[ByteCodec::Blosc], 1 << 20) >= 3 << 20);
-    assert_eq!(cost(&[ByteCodec::Blosc, ByteCodec::Zstd], u64::MAX, u64::MAX).working_bytes, u64::MAX);
+    assert_eq!(cost(&[ByteCodec::Blosc, ByteCodec::Zstd], u64::MAX, u64::MAX, ZSTD_WINDOW_MAX).working_bytes, u64::MAX);
 }
 
 #[cfg(not(feature = "gzip"))]
@@ -269,7 +269,7 @@ fn codecs_that_are_not_built_name_their_feature() {
     let missing = |codec, feature| Err(DecodeError::NotBuilt { codec, feature });
     assert_eq!(decode_all(&[ByteCodec::Gzip], &[], &mut [], true), missing("gzip", "gzip"));
     assert_eq!(decode_all(&[ByteCodec::Zlib], &[], &mut [], true), missing("zlib", "gzip"));
-    assert!(decoder(&[ByteCodec::Zstd, ByteCodec::Gzip], 0, 0, true).is_err());
+    assert!(decoder(&[ByteCodec::Zstd, ByteCodec::Gzip], 0, 0, true, u64::MAX).is_err());
 }
 
 #[cfg(all(feature = "gzip", feature = "bz2"))]

@@ -14,6 +14,8 @@ use crate::limits::ZSTD_WINDOW_LOG_MAX;
 pub(super) struct Zstd {
     context: DCtx<'static>,
     decoded_len: DecodedLen,
+    /// The largest window that it may hold.
+    window_max: u64,
     head: [u8; HEADER_BYTES_MAX],
     head_len: usize,
     state: State,
@@ -31,10 +33,18 @@ enum State {
 }
 
 impl Zstd {
-    pub(super) fn new(decoded_len: DecodedLen) -> Result<Self, DecodeError> {
+    pub(super) fn new(decoded_len: DecodedLen, window_max: u64) -> Result<Self, DecodeError> {
         let mut context = DCtx::try_create().ok_or(DecodeError::NoMemory { codec: CODEC })?;
         context.set_parameter(DParameter::WindowLogMax(ZSTD_WINDOW_LOG_MAX)).map_err(corrupt)?;
-        Ok(Self { context, decoded_len, head: [0; HEADER_BYTES_MAX], head_len: 0, state: State::Header, holds: false })
+        Ok(Self {
+            context,
+            decoded_len,
+            window_max,
+            head: [0; HEADER_BYTES_MAX],
+            head_len: 0,
+            state: State::Header,
+            holds: false,
+        })
     }
 
     /// Takes bytes until the header is complete, then gives it to libzstd. Returns how many were taken.
@@ -47,6 +57,12 @@ impl Zstd {
             let head = self.head.get_mut(..self.head_len).unwrap_or_default();
             if let Some(header) = Header::parse(head)? {
                 header.check(self.decoded_len)?;
+                // Never more than reaches over all of the output, see `shrink_window`; libzstd does the same by itself where
+                // the header states the content size.
+                let needed = header.window_size.min(window_needed(self.decoded_len));
+                if needed > self.window_max {
+                    return Err(DecodeError::Window { needed, allowed: self.window_max });
+                }
                 header.shrink_window(head, self.decoded_len);
                 self.state = State::Frame;
                 let (mut source, mut target) = (InBuffer::around(head), OutBuffer::around(&mut [] as &mut [u8]));
@@ -109,8 +125,8 @@ pub(super) fn decode_inner(encoded: &[u8], out: &mut [u8]) -> Result<usize, Deco
 }
 
 /// Most bytes that a decoder holds to decode this many bytes: the window, two blocks, and libzstd's state.
-pub(super) fn working_bytes(decoded_len: DecodedLen) -> u64 {
-    window_needed(decoded_len).min(ZSTD_WINDOW_MAX).saturating_add(CONTEXT_BYTES)
+pub(super) fn working_bytes(decoded_len: DecodedLen, window_max: u64) -> u64 {
+    window_needed(decoded_len).min(window_max).saturating_add(CONTEXT_BYTES)
 }
 
 /// Runs with the context of this thread, which holds no window because it only decodes in one go.
@@ -286,11 +302,11 @@ mod tests {
             let encoded = frame(len, window_log, false);
             let header = Header::parse(&encoded).unwrap().unwrap();
             assert_eq!((header.content_size, header.window_size), (None, 1 << window_log));
-            let mut decoder = Zstd::new(DecodedLen::Exactly(len as u64)).unwrap();
+            let mut decoder = Zstd::new(DecodedLen::Exactly(len as u64), ZSTD_WINDOW_MAX).unwrap();
             let mut out = vec![1; len];
             run(&mut decoder, &encoded, &mut out).unwrap();
             assert!(out.iter().all(|byte| *byte == 0));
-            let bound = working_bytes(DecodedLen::Exactly(len as u64));
+            let bound = working_bytes(DecodedLen::Exactly(len as u64), ZSTD_WINDOW_MAX);
             assert!(decoder.context.sizeof() as u64 <= bound, "{} > {bound}", decoder.context.sizeof());
         }
     }
@@ -298,7 +314,7 @@ mod tests {
     #[test]
     fn windows_beyond_the_limit_are_refused() {
         let encoded = frame(10, 28, false);
-        let decoder = Box::new(Zstd::new(DecodedLen::Exactly(10)).unwrap());
+        let decoder = Box::new(Zstd::new(DecodedLen::Exactly(10), ZSTD_WINDOW_MAX).unwrap());
         let mut out = [0; 10];
         let streamed = run(&mut Exact::new(decoder, encoded.len() as u64, 10), &encoded, &mut out);
         let expected = DecodeError::Unsupported {

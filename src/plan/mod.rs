@@ -36,6 +36,7 @@ pub use view::{Piece, View};
 use crate::dtype::{CastPolicy, DType};
 use crate::keypath::KeyPath;
 use crate::kv;
+use crate::limits::{WINDOWS_PER_BUDGET, ZSTD_WINDOW_BYTES_MIN, ZSTD_WINDOW_LOG_MAX};
 use crate::relpath::RelPath;
 use crate::shape::Region;
 use crate::zarr::{ArrayMeta, ByteCodec, Endian, IndexLocation};
@@ -124,9 +125,18 @@ pub struct Limits {
     pub verify: Verify,
 }
 
-/// What a decoder of a chain holds in memory beside its input and output, in bytes, given the encoded and decoded length.
+/// What a decoder of a chain holds in memory beside its input and output, in bytes, given the encoded and decoded length and
+/// the largest zstd window.
 /// The caller supplies it: how bytes are decoded is not this folder's business.
-pub type DecoderCost = fn(&[ByteCodec], u64, u64) -> u64;
+pub type DecoderCost = fn(&[ByteCodec], u64, u64, u64) -> u64;
+
+impl Limits {
+    /// The largest zstd window that a unit of this plan is decoded with, in bytes; a frame that needs more is refused when
+    /// it is met, with the budget that would do.
+    pub fn window_bytes_max(&self) -> u64 {
+        (self.staging_bytes / WINDOWS_PER_BUDGET).clamp(ZSTD_WINDOW_BYTES_MIN, 1 << ZSTD_WINDOW_LOG_MAX)
+    }
+}
 
 /// Everything a load will do.
 #[derive(Clone, Debug)]

@@ -232,7 +232,10 @@ impl Planner<'_> {
     /// One unit of everything that is stored.
     fn push_whole(&mut self, part: StoredPart, order: &[usize], codecs: &[ByteCodec], indexed: bool) -> Result<()> {
         let decoded_bytes = self.decoded_bytes(&part)?;
-        let working_bytes = (self.cost)(codecs, part.place.len(), decoded_bytes);
+        // What fits a slot on both sides is decoded in one go, which needs no window.
+        let in_one_go = part.place.len().max(decoded_bytes) <= self.limits.slot_bytes;
+        let window = if in_one_go { 0 } else { self.limits.window_bytes_max() };
+        let working_bytes = (self.cost)(codecs, part.place.len(), decoded_bytes, window);
         self.check_budget(&part, working_bytes);
         let unit = Unit {
             array: self.unit_array(part.array),

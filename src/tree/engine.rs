@@ -165,7 +165,7 @@ impl Engine {
         let plan = checkpoint.plan_within(target, self.limits)?;
         let planned = start.elapsed();
         let memory = prepare(&plan, to)?;
-        self.start(checkpoint, target, plan, planned, memory)
+        self.start(checkpoint, target, plan, (start, planned), memory)
     }
 
     /// Loads a target into memory that the caller lends, one slice for every distinct local shard, and blocks until it is
@@ -204,10 +204,10 @@ impl Engine {
         checkpoint: &Checkpoint,
         target: &Target,
         plan: Plan,
-        planned: Duration,
+        clock: (Instant, Duration),
         memory: Vec<Buffer>,
     ) -> Result<Job> {
-        let (work, job) = Work::new(checkpoint, target, plan, planned, memory, self.limits)?;
+        let (work, job) = Work::new(checkpoint, target, plan, clock, memory, self.limits)?;
         let sent = self.jobs.as_ref().is_some_and(|jobs| jobs.send(work).is_ok());
         if sent { Ok(job) } else { Err(Error::bug("the engine's driver has ended")) }
     }

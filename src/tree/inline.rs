@@ -51,9 +51,9 @@ pub(super) fn read_elements(root: &Root, arrays: &[StoredArray], wants: Vec<Want
     // SAFETY: the buffers outlive the landing, which is dropped at the end of this function, and only this thread uses them.
     let landing = unsafe {
         let targets = memory.iter().map(|buffer| SharedBytes::new(buffer.as_mut_ptr(), buffer.len())).collect();
-        Landing::new(plan, targets)
+        Landing::new(plan, targets, &vec![true; memory.len()])
     };
-    (0..memory.len()).for_each(|shard| landing.initialise(shard, true));
+    (0..memory.len()).for_each(|shard| landing.initialise(shard));
     let plan = &landing.plan;
     let needs: Vec<Need> = plan
         .batches

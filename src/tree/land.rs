@@ -13,9 +13,10 @@ use crate::decode::{self, Decoder};
 use crate::dtype::DType;
 use crate::error::{Error, Result};
 use crate::io::{OpenFile, Ring, Root, Slot, read_error};
-use crate::plan::{Placement, Plan, SingleShard, Slabs, Source, Unit, UnitArray, Verify};
+use crate::limits::ZSTD_WINDOW_LOG_MAX;
+use crate::plan::{Placement, Plan, PlannedShard, SingleShard, Slabs, Source, Unit, UnitArray, Verify};
 use crate::shape::strides;
-use crate::transform::cpu::{OpError, SharedBytes, execute};
+use crate::transform::cpu::{OpError, SharedBytes, convert, execute};
 use crate::transform::{Convert, Op};
 use crate::zarr::shard::{ShardError, ShardIndex, index_range};
 use crate::zarr::{ByteCodec, Endian};
@@ -28,6 +29,8 @@ pub(super) struct Landing {
     targets: Vec<SharedBytes>,
     /// Units that a leaf still waits for.
     pending: Vec<AtomicU64>,
+    /// Whether a shard's memory is known to be zero where no unit has written.
+    blank: Vec<bool>,
     /// Lossy elements of every leaf.
     lossy: Vec<AtomicU64>,
     /// Time and bytes of decoding and of transforming.
@@ -58,12 +61,16 @@ impl Landing {
     /// # Safety
     /// `targets` are the memory of `plan.shards`, in order, valid and untouched by others as long as this value exists.
     #[allow(unsafe_code)]
-    pub(super) unsafe fn new(plan: Plan, targets: Vec<SharedBytes>) -> Self {
+    pub(super) unsafe fn new(plan: Plan, targets: Vec<SharedBytes>, zeroed: &[bool]) -> Self {
         let mut pending = vec![0u64; plan.leaves.len()];
         for unit in &plan.units {
             leaves_of(&plan, unit).into_iter().for_each(|leaf| pending[leaf] += 1);
         }
+        let is_blank = |(shard, zeroed): (&PlannedShard, &bool)| {
+            *zeroed && shard.init.as_ref().is_none_or(|element| element.iter().all(|byte| *byte == 0))
+        };
         Self {
+            blank: plan.shards.iter().zip(zeroed).map(is_blank).collect(),
             targets,
             pending: pending.into_iter().map(AtomicU64::new).collect(),
             lossy: plan.leaves.iter().map(|_| AtomicU64::new(0)).collect(),
@@ -89,11 +96,11 @@ impl Landing {
         self.unverified.load(Ordering::Acquire)
     }
 
-    /// Writes the padding element wherever a shard is not covered by units. `zeroed` memory needs no zeros.
-    pub(super) fn initialise(&self, shard: usize, zeroed: bool) {
+    /// Writes the padding element wherever a shard is not covered by units; blank memory needs no zeros.
+    pub(super) fn initialise(&self, shard: usize) {
         let (planned, target) = (&self.plan.shards[shard], &self.targets[shard]);
         let Some(element) = &planned.init else { return };
-        if zeroed && element.iter().all(|byte| *byte == 0) {
+        if self.blank[shard] {
             return;
         }
         #[allow(unsafe_code)]
@@ -187,7 +194,16 @@ impl Landing {
     /// Writes one element, in memory form, wherever the unit goes.
     fn fill(&self, unit: &Unit, array: &UnitArray, element: &[u8]) -> Result<()> {
         let array = UnitArray { endian: Endian::Little, ..array.clone() };
-        self.place(&array, &unit.placements, &vec![0; unit.shape.len()], 0, element)
+        let mut placements = unit.placements.clone();
+        // Zeros onto fresh zero pages would only make the system back them: a claimed shape must cost nothing.
+        placements.retain(|placement| {
+            let Convert { from, to, policy, .. } = self.convert(&array, placement);
+            let mut wanted = vec![1; to.size()];
+            let lossy = convert(from, to, policy, element, &mut wanted);
+            let nothing_to_do = lossy == Ok(0) && wanted.iter().all(|byte| *byte == 0);
+            !(self.blank[placement.shard as usize] && nothing_to_do)
+        });
+        self.place(&array, &placements, &vec![0; unit.shape.len()], 0, element)
     }
 
     /// Puts boxes of decoded elements into their shards. `source_strides` and `skip_bytes` say how the box lies in `decoded`.
@@ -253,7 +269,13 @@ impl Stream {
         if !verify {
             landing.unverified.fetch_add(encoded, Ordering::Relaxed);
         }
-        let decoder = decode::decoder(&array.codecs, encoded, unit.decoded_bytes, verify)?;
+        let decoder = decode::decoder(
+            &array.codecs,
+            encoded,
+            unit.decoded_bytes,
+            verify,
+            landing.plan.limits.window_bytes_max(),
+        )?;
         let output = if landing.direct(unit, array).is_some() {
             Output::Direct(0)
         } else {
@@ -346,7 +368,13 @@ pub(super) fn check_unit(
         }
         let decoder = match &mut decoder {
             Some(decoder) => decoder,
-            none => none.insert(decode::decoder(&array.codecs, encoded, unit.decoded_bytes, true)?),
+            none => none.insert(decode::decoder(
+                &array.codecs,
+                encoded,
+                unit.decoded_bytes,
+                true,
+                1 << ZSTD_WINDOW_LOG_MAX,
+            )?),
         };
         loop {
             // The decoder may write exactly what is missing, so that the format's trailer is read with no output left.
@@ -423,8 +451,8 @@ fn memory_form(dtype: DType, bytes: &[u8], at: u64) -> Result<()> {
 }
 
 /// What the planner asks of the decoders.
-pub(super) fn decoder_cost(chain: &[ByteCodec], encoded: u64, decoded: u64) -> u64 {
-    decode::cost(chain, encoded, decoded).working_bytes
+pub(super) fn decoder_cost(chain: &[ByteCodec], encoded: u64, decoded: u64, window_max: u64) -> u64 {
+    decode::cost(chain, encoded, decoded, window_max).working_bytes
 }
 
 /// Errors with the place in the file, the chunk and the array they belong to.

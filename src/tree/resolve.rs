@@ -9,7 +9,7 @@ use crate::dtype::{CastPolicy, DType};
 use crate::error::{Error, ErrorKind, Result};
 use crate::keypath::KeyPath;
 use crate::plan::{Mesh, Sharding, Spec, Want};
-use crate::transform::cpu::convert;
+use crate::transform::cpu::{CastError, convert};
 
 /// A leaf of the result: ready now, or an array of the plan.
 #[derive(Clone, Debug)]
@@ -21,9 +21,11 @@ pub(super) enum Assembled {
 impl Target {
     /// The arrays to plan, after everything was said; all problems in one error.
     pub(super) fn wants(&self) -> Result<Vec<Want>> {
-        let mut lines = Vec::new();
+        let mut lines = self.problems.clone();
         let mut wants = Vec::new();
-        let mut hint = None;
+        let mut hint = (!lines.is_empty()).then_some(
+            "`touchdown ls --json` prints a target that fits; `--missing keep` leaves out what is not there",
+        );
         let mut kind = ErrorKind::Invalid;
         let single = Mesh::single();
         for leaf in &self.leaves {
@@ -68,13 +70,22 @@ impl Target {
                 lines.push(format!("{}: dimension {dim} of extent {extent} is not divisible by {parts}", leaf.path));
                 continue;
             }
+            let pad = match self.pad_element(array.dtype) {
+                Ok(pad) => pad,
+                Err(error) if array.shape != array.view.shape => {
+                    lines.push(format!("{}: {error}", leaf.path));
+                    continue;
+                }
+                // Nothing is padded here.
+                Err(_) => vec![0; array.dtype.size()],
+            };
             wants.push(Want {
                 path: leaf.path.clone(),
                 view: array.view.clone(),
                 shape: array.shape.clone(),
                 dtype: array.dtype,
                 sharding,
-                pad: self.pad_element(array.dtype)?,
+                pad,
                 policy: self.policy,
                 priority: leaf.priority,
             });
@@ -94,8 +105,11 @@ impl Target {
     fn pad_element(&self, dtype: DType) -> Result<Vec<u8>> {
         let mut element = vec![0; dtype.size()];
         let value = self.pad.unwrap_or(0.0);
-        convert(DType::Float64, dtype, CastPolicy::Saturate, &value.to_le_bytes(), &mut element)
-            .map_err(|error| Error::invalid(error.to_string()))?;
+        let failed = |error: CastError| Error::invalid(error.to_string());
+        let lossy = convert(DType::Float64, dtype, self.policy, &value.to_le_bytes(), &mut element).map_err(failed)?;
+        if lossy > 0 && self.policy == CastPolicy::Error {
+            return Err(Error::invalid(format!("the padding value {value} does not fit {dtype}")));
+        }
         Ok(element)
     }
 

@@ -91,8 +91,11 @@ impl Target {
 
     /// Wants exactly these rows, in their order; `ls --json`, edited, is such a list. Leaves without a row are skipped.
     ///
+    /// Rows that the checkpoint lacks (unless they are kept), kinds and ranks that do not fit are kept with the target, and
+    /// reported together with everything else that does not fit when it is planned or loaded.
+    ///
     /// # Errors
-    /// All problems in one: rows that the checkpoint lacks (unless they are kept), kinds and ranks that do not fit.
+    /// Two rows of one name.
     pub fn rows(mut self, rows: Vec<Row>, missing: Missing) -> Result<Self> {
         let mut lines = Vec::new();
         let mut wanted = Vec::new();
@@ -151,13 +154,7 @@ impl Target {
             }
             wanted.push(leaf);
         }
-        if !lines.is_empty() {
-            return Err(Error::invalid(format!("the target does not fit the checkpoint in {} leaves", lines.len()))
-                .lines(lines)
-                .hint(
-                    "`touchdown ls --json` prints a target that fits; `--missing keep` leaves out what is not there",
-                ));
-        }
+        self.problems.extend(lines);
         // A leaf that only stands inside another row is neither loaded by itself nor skipped.
         used.iter().for_each(|&at| leaves[at] = None);
         self.skipped.extend(leaves.into_iter().flatten().map(|leaf| leaf.path));
@@ -251,7 +248,7 @@ impl Row {
                         Class::Float => ScalarType::Float,
                         Class::Complex => return Err(Error::invalid("a scalar cannot become complex")),
                     };
-                    *value = value.convert(to)?;
+                    *value = value.convert(to)?.fit(wanted)?;
                     *dtype = wanted;
                 }
             }

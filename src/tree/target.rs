@@ -28,6 +28,8 @@ pub struct Target {
     pub(super) pad: Option<f64>,
     pub(super) policy: CastPolicy,
     pub(super) even: bool,
+    /// What does not fit in the rows that this target was made of; reported with everything else when it is planned.
+    pub(super) problems: Vec<String>,
 }
 
 /// What happens to arrays that no sharding rule matches.
@@ -128,6 +130,7 @@ impl Target {
             pad: None,
             policy: CastPolicy::default(),
             even: false,
+            problems: Vec::new(),
         }
     }
 

@@ -87,6 +87,29 @@ impl Value {
         })
     }
 
+    /// The value as an element of this type holds it: floats are rounded, integers must fit.
+    ///
+    /// # Errors
+    /// An integer beyond the type.
+    pub fn fit(self, dtype: DType) -> Result<Self> {
+        match (&self, dtype.class()) {
+            (Self::Int(value), Class::Int(bits)) if !(-(1i128 << (bits - 1))..1i128 << (bits - 1)).contains(value) => {
+                Err(Error::invalid(format!("the value does not fit {dtype}")).found(value))
+            }
+            (Self::Int(value), Class::UInt(bits)) if !(0..1i128 << bits).contains(value) => {
+                Err(Error::invalid(format!("the value does not fit {dtype}")).found(value))
+            }
+            (Self::Float(value), Class::Float) => {
+                let mut element = [0; 8];
+                let element = &mut element[..dtype.size()];
+                convert(DType::Float64, dtype, CastPolicy::Saturate, &value.to_le_bytes(), element)
+                    .map_err(|error| Error::invalid(error.to_string()))?;
+                Self::from_element(dtype, element)
+            }
+            _ => Ok(self),
+        }
+    }
+
     /// The JSON form: numbers as they are, `"NaN"`, `"Infinity"`, `"-Infinity"` as strings, complex as `[re, im]`.
     pub fn json(&self) -> serde_json::Value {
         let float = |value: f64| match value {

@@ -46,27 +46,24 @@ pub(super) struct Done {
 }
 
 impl Work {
-    /// Pairs a plan with its memory.
+    /// Pairs a plan with its memory. The clock runs since the call; planning took part of it.
     pub(super) fn new(
         checkpoint: &Checkpoint,
         target: &Target,
         plan: Plan,
-        planned: Duration,
+        (start, planned): (Instant, Duration),
         memory: Vec<Buffer>,
         limits: Limits,
     ) -> Result<(Self, Job)> {
-        let start = Instant::now();
         let zeroed: Vec<bool> = memory.iter().map(Buffer::starts_zeroed).collect();
         #[allow(unsafe_code)]
         // SAFETY: each pointer is the start of a buffer that lives in `memory`, inside this work or inside arrays that are
         // handed out only when complete; the landing is dropped before or with the work.
         let landing = unsafe {
             let targets = memory.iter().map(|buffer| SharedBytes::new(buffer.as_mut_ptr(), buffer.len())).collect();
-            Landing::new(plan, targets)
+            Landing::new(plan, targets, &zeroed)
         };
-        for (shard, zeroed) in zeroed.into_iter().enumerate() {
-            landing.initialise(shard, zeroed);
-        }
+        (0..memory.len()).for_each(|shard| landing.initialise(shard));
         let count = Count {
             bytes_read: AtomicU64::new(0),
             bytes_total: landing.plan.bytes_requested(),
@@ -166,7 +163,7 @@ impl Work {
 
     fn report(&self, done: &Done) -> Report {
         let plan = &self.landing.plan;
-        let loading = self.start.elapsed();
+        let loading = self.start.elapsed().saturating_sub(self.planned);
         let stage = |count: &StageCount| Stage {
             busy: Duration::from_nanos(count.busy_ns.load(Ordering::Relaxed)),
             blocked: Duration::ZERO,
@@ -177,7 +174,7 @@ impl Work {
         let lossy = (0..plan.leaves.len()).map(|leaf| (plan.leaves[leaf].path.to_string(), self.landing.lossy(leaf)));
         let scratch = if decode.bytes > 0 { u64::from(self.limits.workers) * self.limits.slot_bytes } else { 0 };
         Report {
-            elapsed: self.opened + self.planned + loading,
+            elapsed: self.opened + self.start.elapsed(),
             bytes_logical: plan.bytes_logical(),
             bytes_needed: plan.bytes_needed(),
             bytes_read: done.read.bytes + plan.bytes_inline(),

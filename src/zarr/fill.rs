@@ -163,7 +163,11 @@ impl Small {
 fn encode_power(value: f64) -> u8 {
     const NAN: u8 = 0xff;
     const BIAS: i32 = 127;
-    if value.is_nan() || value <= 0.0 {
+    if value == 0.0 {
+        // The type has no zero; who writes a fill value of 0 means bytes of 0, and TensorStore reads them so.
+        return 0;
+    }
+    if value.is_nan() || value < 0.0 {
         return NAN;
     }
     let exponent = exponent(value);
@@ -392,7 +396,7 @@ mod tests {
         let e5m2fnuz = [0x00, 0x00, 0x40, 0xc0, 0x80, 0x80, 0x80, 0x80, 0x80, 0x00, 0x00];
         check(DType::Float8E5M2FNUZ, e5m2fnuz, 57344.0, 0x7f, 0x80);
         for (value, code) in [
-            (0.0, 0xff),
+            (0.0, 0x00),
             (-1.0, 0xff),
             (f64::NAN, 0xff),
             (f64::INFINITY, 0xff),

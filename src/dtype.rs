@@ -169,7 +169,7 @@ impl DType {
 }
 
 /// What happens to values that the target type cannot hold.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, serde::Serialize)]
 pub enum CastPolicy {
     /// Float to integer saturates and NaN becomes 0; integer to narrower integer wraps, as TensorStore does.
     #[default]
@@ -184,6 +184,12 @@ impl DType {
     /// Whether a cast to `to` is defined. Everything is, but complex to bool (as in TensorStore).
     pub const fn casts_to(self, to: Self) -> bool {
         !(matches!(self.class(), Class::Complex) && matches!(to, Self::Bool))
+    }
+}
+
+impl serde::Serialize for DType {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(self.name())
     }
 }
 

@@ -91,7 +91,7 @@ pub use keypath::{Key, KeyPath};
 pub use plan::{Device, Mesh, MeshDevice, Plan, Process, Sharding, Spec, Verify};
 pub use tree::{
     Array, Checkpoint, Engine, EngineOptions, Job, Leaf, Load, Missing, OpenOptions, Otherwise, Pattern, Shard, State,
-    Take, Target, Value, load, load_async, open,
+    Take, Target, Value, load, load_async, metadata, open,
 };
 
 // Types of these crates stand in our signatures.

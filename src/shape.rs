@@ -32,7 +32,7 @@ pub fn strides(shape: &[u64]) -> Vec<u64> {
 }
 
 /// A box of elements: for every dimension a start and an extent.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, serde::Serialize)]
 pub struct Region {
     /// First index of every dimension.
     pub start: Vec<u64>,

@@ -179,3 +179,31 @@ fn everything_that_does_not_fit_is_one_error() {
     assert_eq!(error.list().len(), 4, "{error}");
     assert!(error.to_string().contains("nearest: params/embed"), "{error}");
 }
+
+#[test]
+fn metadata_says_what_a_load_gives() {
+    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/quickstart/ckpt");
+    let metadata = touchdown::metadata(path).unwrap();
+    assert_eq!(metadata.custom_metadata.unwrap()["run"], "quickstart");
+    assert!(metadata.init_ns < metadata.commit_ns && metadata.init_ns.is_some());
+    let state = load(&checkpoint().target());
+    assert_eq!(metadata.leaves.len(), state.leaves().len());
+    for (leaf, (path, loaded)) in metadata.leaves.iter().zip(state.leaves()) {
+        assert_eq!(leaf.path, *path);
+        if let Leaf::Array(array) = loaded {
+            assert_eq!((leaf.dtype, leaf.shape.as_ref()), (Some(array.dtype), Some(&array.shape)), "{path}");
+        }
+    }
+    let kernel = metadata.leaves.iter().find(|leaf| leaf.path.to_string() == "params/layer_0/kernel").unwrap();
+    let (mesh, saved) = kernel.saved.as_ref().unwrap();
+    assert_eq!((mesh.shape.as_slice(), saved), (&[2, 4][..], &spec![_, "model"]));
+}
+
+#[test]
+fn a_plan_serialises_whole() {
+    let checkpoint = checkpoint();
+    let plan = checkpoint.plan(&checkpoint.target()).unwrap();
+    let json = serde_json::to_value(&plan).unwrap();
+    assert_eq!(json["units"].as_array().unwrap().len(), plan.units.len());
+    assert_eq!(json["leaves"][1]["dtype"], "float32");
+}

@@ -62,6 +62,9 @@ pub(super) fn run(args: &Args) -> Result<ExitCode> {
 
 /// Whether the kernel's switch allows io_uring. This version does not use it; the next reader will.
 fn io_uring() -> (bool, &'static str) {
+    if !cfg!(feature = "uring") {
+        return (false, "not part of this build (feature `uring`)");
+    }
     match first_line("/proc/sys/kernel/io_uring_disabled").as_deref() {
         Some("0") => (true, "this version does not use it yet"),
         Some("1") => (false, "kernel.io_uring_disabled is 1: only for privileged processes"),

@@ -7,12 +7,14 @@ use std::collections::HashSet;
 use std::fmt;
 use std::sync::Arc;
 
+use serde::Serialize;
+
 use crate::error::{Error, Result};
 use crate::limits::DEVICES_MAX;
 use crate::shape::Region;
 
 /// A place where a shard can live.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize)]
 pub enum Device {
     /// A virtual device in host memory.
     Cpu(u32),
@@ -48,7 +50,7 @@ impl fmt::Display for Device {
 }
 
 /// Which of several processes this one is. Loading needs no communication: rank and mesh decide every byte range.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 pub struct Process {
     /// This process, from 0.
     pub rank: u32,
@@ -90,7 +92,7 @@ impl Process {
 }
 
 /// Devices laid out, row-major, on named axes. Devices of other processes may be among them; only local ones are loaded.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Mesh {
     axes: Vec<(String, u64)>,
     devices: Vec<MeshDevice>,
@@ -98,7 +100,7 @@ pub struct Mesh {
 }
 
 /// One device of a mesh.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 pub struct MeshDevice {
     /// The process that owns it.
     pub rank: u32,
@@ -225,7 +227,7 @@ impl fmt::Display for Mesh {
 }
 
 /// For every dimension the mesh axes that divide it, major first. Missing dimensions are not divided.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash, Serialize)]
 pub struct Spec(pub Vec<Vec<String>>);
 
 impl Spec {
@@ -288,7 +290,7 @@ macro_rules! spec {
 }
 
 /// A mesh and a partition spec: JAX's `NamedSharding`.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Sharding {
     /// The devices.
     pub mesh: Arc<Mesh>,

@@ -8,7 +8,7 @@
 //! ```
 //!
 //! A [`Plan`] exists completely before the first data byte is read. It is deterministic and says what will be read,
-//! decoded and held; [`explain`] prints it. Every stored unit that is wanted appears once, whatever number of devices
+//! decoded and held; [`explain`] prints it, and it serialises whole. Every stored unit that is wanted appears once, whatever number of devices
 //! want parts of it.
 //!
 //! Must not know: how bytes are read (it asks through [`Asker`](crate::need::Asker) for sizes and shard indexes), how they
@@ -27,6 +27,7 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use bytes::Bytes;
+use serde::Serialize;
 
 pub use build::build;
 pub use mesh::{Device, Mesh, MeshDevice, Process, Sharding, Spec};
@@ -99,7 +100,7 @@ pub struct Want {
 }
 
 /// When checksums are checked.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize)]
 pub enum Verify {
     /// Wherever a unit is read whole.
     #[default]
@@ -111,7 +112,7 @@ pub enum Verify {
 }
 
 /// What a plan may use.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 pub struct Limits {
     /// Staging memory beyond the results, in bytes.
     pub staging_bytes: u64,
@@ -139,7 +140,7 @@ impl Limits {
 }
 
 /// Everything a load will do.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Serialize)]
 pub struct Plan {
     /// What was wanted, in the caller's order.
     pub leaves: Vec<PlannedLeaf>,
@@ -158,7 +159,7 @@ pub struct Plan {
 }
 
 /// One wanted array and what it costs.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Serialize)]
 pub struct PlannedLeaf {
     /// What the caller calls it.
     pub path: KeyPath,
@@ -187,7 +188,7 @@ pub struct PlannedLeaf {
 }
 
 /// What one device of the mesh holds of a leaf.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Part {
     /// Which elements.
     pub region: Region,
@@ -196,7 +197,7 @@ pub struct Part {
 }
 
 /// One local shard.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct PlannedShard {
     /// The leaf it belongs to.
     pub leaf: u32,
@@ -211,7 +212,7 @@ pub struct PlannedShard {
 }
 
 /// What units of one stored array have in common.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Serialize)]
 pub struct UnitArray {
     /// The stored name.
     pub name: String,
@@ -230,7 +231,7 @@ pub struct UnitArray {
 }
 
 /// The index of a zarr shard that holds exactly one inner chunk.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 pub struct SingleShard {
     /// Where the index stands.
     pub location: IndexLocation,
@@ -241,7 +242,7 @@ pub struct SingleShard {
 }
 
 /// What is read and decoded in one go: a chunk, an inner chunk, or a byte range of an uncompressed one.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Serialize)]
 pub struct Unit {
     /// The array, in [`Plan::arrays`].
     pub array: u32,
@@ -268,7 +269,7 @@ pub struct Unit {
 }
 
 /// Where the stored bytes of a unit are.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub enum Source {
     /// In a file of [`Plan::files`].
     File {
@@ -286,7 +287,7 @@ pub enum Source {
 }
 
 /// Where a box of a unit goes.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Placement {
     /// The shard, in [`Plan::shards`].
     pub shard: u32,
@@ -299,7 +300,7 @@ pub struct Placement {
 }
 
 /// One request and the units it serves; or units that need no request.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Batch {
     /// What is read; `None` for inline and fill units.
     pub read: Option<ReadRange>,
@@ -308,7 +309,7 @@ pub struct Batch {
 }
 
 /// A byte range of a file.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 pub struct ReadRange {
     /// Which file of [`Plan::files`].
     pub file: u32,

@@ -5,7 +5,7 @@ use std::path::Path;
 use std::pin::Pin;
 use std::task::{Context, Poll};
 
-use super::checkpoint::{Checkpoint, OpenOptions};
+use super::checkpoint::{Checkpoint, Metadata, OpenOptions};
 use super::engine::{Engine, EngineOptions};
 use super::job::{Job, Progress};
 use super::state::State;
@@ -18,6 +18,14 @@ use crate::error::Result;
 /// See [`Checkpoint::open`].
 pub fn open(path: impl AsRef<Path>) -> Result<Checkpoint> {
     Checkpoint::open(path, &OpenOptions::default())
+}
+
+/// What a checkpoint says about itself: the whole of Orbax's `metadata`, as one value that needs no open checkpoint.
+///
+/// # Errors
+/// See [`Checkpoint::open`].
+pub fn metadata(path: impl AsRef<Path>) -> Result<Metadata> {
+    open(path).map(|checkpoint| checkpoint.metadata())
 }
 
 /// Loads a target into host memory, on an engine that lives for this call.

@@ -10,9 +10,10 @@ use super::target::Target;
 use crate::dtype::DType;
 use crate::error::{Error, Result};
 use crate::io::{Root, serve};
+use crate::keypath::KeyPath;
 use crate::layout::{self, Description, Entry, Format, Item, ItemKind, StepChoice, default_item};
 use crate::need::{Asker, Machine};
-use crate::plan::{self, Limits, Plan, StoredArray};
+use crate::plan::{self, Limits, Plan, Spec, StoredArray};
 
 /// How to open a checkpoint.
 #[derive(Clone, Debug, Default)]
@@ -36,6 +37,36 @@ struct Inner {
     item: Option<String>,
     catalog: Catalog,
     opening: Duration,
+}
+
+/// What a checkpoint says about itself.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Metadata {
+    /// Every leaf of the tree, in stored order: Orbax's abstract tree.
+    pub leaves: Vec<LeafMetadata>,
+    /// The user's metadata.
+    pub custom_metadata: Option<serde_json::Value>,
+    /// When the save began, in nanoseconds since the Unix epoch.
+    pub init_ns: Option<i64>,
+    /// When it was committed, in nanoseconds since the Unix epoch.
+    pub commit_ns: Option<i64>,
+}
+
+/// A leaf without its value.
+#[derive(Clone, Debug, PartialEq)]
+pub struct LeafMetadata {
+    /// Where it lies in the tree.
+    pub path: KeyPath,
+    /// `array`, `key`, `scalar`, `string`, `none`, `empty` or `unreadable`.
+    pub kind: &'static str,
+    /// Element type of arrays, keys and scalars.
+    pub dtype: Option<DType>,
+    /// Extents of arrays and keys; empty for scalars.
+    pub shape: Option<Vec<u64>>,
+    /// Extents of a stored chunk.
+    pub chunk_shape: Option<Vec<u64>>,
+    /// The mesh on which it was saved, and the axes of every dimension.
+    pub saved: Option<(Arc<layout::orbax::sharding::SavedMesh>, Spec)>,
 }
 
 impl Checkpoint {
@@ -115,6 +146,31 @@ impl Checkpoint {
         let dir = item.dir.clone();
         ask(&self.0.root, |asker| async move { layout::orbax::tree::read_json(&asker, &dir).await })
             .map_err(|error| error.at("item", name))
+    }
+
+    /// Everything that the checkpoint says about itself, without what it takes to load it.
+    pub fn metadata(&self) -> Metadata {
+        let leaf = |leaf: &LeafInfo| {
+            let meta = leaf.kind.array().map(|array| &self.arrays()[array].meta);
+            let scalar = match &leaf.kind {
+                LeafKind::Scalar { dtype, .. } => Some(*dtype),
+                _ => None,
+            };
+            LeafMetadata {
+                path: leaf.path.clone(),
+                kind: leaf.kind.name(),
+                dtype: meta.map(|meta| meta.dtype).or(scalar),
+                shape: meta.map(|meta| meta.shape.clone()).or(scalar.map(|_| Vec::new())),
+                chunk_shape: meta.map(|meta| meta.grid.chunk_shape().to_vec()),
+                saved: leaf
+                    .saved
+                    .as_ref()
+                    .map(|saved| (Arc::clone(&self.meshes()[saved.mesh]), Spec(saved.spec.clone()))),
+            }
+        };
+        let (init_ns, commit_ns) = self.timestamps_ns();
+        let custom_metadata = self.custom_metadata().cloned();
+        Metadata { leaves: self.leaves().iter().map(leaf).collect(), custom_metadata, init_ns, commit_ns }
     }
 
     /// When the save began and when it was committed, in nanoseconds since the Unix epoch, where that is recorded.

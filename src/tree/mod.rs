@@ -27,9 +27,9 @@ mod value;
 pub mod verify;
 mod work;
 
-pub use api::{Load, load, load_async, open};
+pub use api::{Load, load, load_async, metadata, open};
 pub use catalog::{LeafInfo, LeafKind, SavedSpec};
-pub use checkpoint::{Checkpoint, OpenOptions};
+pub use checkpoint::{Checkpoint, LeafMetadata, Metadata, OpenOptions};
 pub use database::Database;
 pub use engine::{Engine, EngineOptions};
 pub use job::{Job, Progress};

@@ -40,7 +40,7 @@ pub struct Chunk {
 }
 
 /// Bytes to bytes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, serde::Serialize)]
 pub enum ByteCodec {
     /// One zstd frame.
     Zstd,
@@ -62,7 +62,7 @@ pub enum ByteCodec {
 }
 
 /// Byte order of elements.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
 #[allow(missing_docs)]
 pub enum Endian {
     Little,
@@ -70,7 +70,7 @@ pub enum Endian {
 }
 
 /// Where the index of a shard stands.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
 #[allow(missing_docs)]
 pub enum IndexLocation {
     Start,

@@ -40,7 +40,7 @@ impl Job {
     /// Blocks until everything is loaded.
     ///
     /// # Errors
-    /// The first failure in plan order; [`ErrorKind::Cancelled`] after [`cancel`](Self::cancel).
+    /// The first failure in plan order; [`ErrorKind::Cancelled`](crate::ErrorKind::Cancelled) after [`cancel`](Self::cancel).
     pub fn wait(mut self) -> Result<State> {
         self.finished = true;
         let mut shared = self.status.lock();
@@ -69,7 +69,7 @@ impl Job {
     }
 
     /// Asks it to stop. Work in progress is finished, nothing new is started; the result becomes
-    /// [`ErrorKind::Cancelled`] unless everything was done already.
+    /// [`ErrorKind::Cancelled`](crate::ErrorKind::Cancelled) unless everything was done already.
     pub fn cancel(&self) {
         self.status.cancel();
     }

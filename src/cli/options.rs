@@ -213,6 +213,9 @@ impl TargetArgs {
                     .caused_by(error),
             )
         })?;
+        if let Some(other) = document.schema.filter(|schema| *schema != 1) {
+            return Err(in_file(Error::invalid("the target file has another schema").expected(1).found(other)));
+        }
         let rows = document.leaves.into_iter().map(|row| {
             let dtype = row.dtype.as_deref().map(|name| {
                 name.parse::<DType>().map_err(|error| in_file(Error::invalid(error.to_string()).at("leaf", &row.path)))
@@ -328,6 +331,7 @@ impl EngineArgs {
 /// `ls --json`, as far as it is read back.
 #[derive(Debug, Deserialize)]
 struct TargetFile {
+    schema: Option<u64>,
     leaves: Vec<TargetRow>,
 }
 

@@ -200,6 +200,11 @@ impl Work {
 
 impl Drop for Work {
     fn drop(&mut self) {
+        // Tasks that a panicking driver left behind still write into the shards' memory, which may be lent: it is given
+        // back only when they are done. Otherwise none is left here, and this is one comparison.
+        while Arc::strong_count(&self.landing) > 1 {
+            std::thread::sleep(Duration::from_millis(1));
+        }
         // Reached without a result only if the driver panicked or ended early: nobody may wait for ever.
         self.status.publish(Err(engine_dropped()));
     }

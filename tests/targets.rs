@@ -207,3 +207,21 @@ fn a_plan_serialises_whole() {
     assert_eq!(json["units"].as_array().unwrap().len(), plan.units.len());
     assert_eq!(json["leaves"][1]["dtype"], "float32");
 }
+
+#[test]
+fn device_memory_is_refused_before_anything_is_read() {
+    use touchdown::place::{Destination, DeviceMemory, Memory, ShardSpec};
+    struct Gpu;
+    impl Destination for Gpu {
+        fn prepare(&mut self, shards: &[ShardSpec]) -> touchdown::Result<Vec<Memory>> {
+            // SAFETY: the memory does not exist, and is refused without being touched.
+            #[allow(unsafe_code)]
+            let memory = |shard: &ShardSpec| unsafe { Memory::Device(DeviceMemory::new(0, shard.bytes, 0)) };
+            Ok(shards.iter().map(memory).collect())
+        }
+    }
+    let checkpoint = checkpoint();
+    let engine = touchdown::Engine::new(touchdown::EngineOptions::default()).unwrap();
+    let error = engine.load_to(&checkpoint, &checkpoint.target(), &mut Gpu).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Device);
+}

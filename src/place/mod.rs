@@ -43,6 +43,50 @@ pub struct ShardSpec {
 pub enum Memory {
     /// Host memory of exactly the shard's size.
     Host(Buffer),
+    /// Device memory of exactly the shard's size. No engine of this version fills it: such a load is refused before anything
+    /// is read.
+    Device(DeviceMemory),
+}
+
+/// Memory of a device that the caller owns: an address, a length, and the stream in whose order it is written.
+#[derive(Debug, PartialEq, Eq)]
+pub struct DeviceMemory {
+    pointer: u64,
+    len: u64,
+    stream: u64,
+}
+
+impl DeviceMemory {
+    /// Names memory that the caller owns.
+    ///
+    /// # Safety
+    /// 1. `pointer` is valid for writes of `len` bytes on the device of the shard until the load has ended.
+    /// 2. Nothing else writes those bytes meanwhile, on any stream.
+    /// 3. `stream` is a live stream of that device's context until the load has ended.
+    #[allow(unsafe_code)]
+    pub unsafe fn new(pointer: u64, len: u64, stream: u64) -> Self {
+        Self { pointer, len, stream }
+    }
+
+    /// Device address of the first byte.
+    pub fn pointer(&self) -> u64 {
+        self.pointer
+    }
+
+    /// Number of bytes.
+    pub fn len(&self) -> u64 {
+        self.len
+    }
+
+    /// Whether there are no bytes.
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// The driver's stream handle: writes are ordered on it, and whoever waits for it sees them.
+    pub fn stream(&self) -> u64 {
+        self.stream
+    }
 }
 
 /// Gives the memory of all shards of a load, in one call, before anything is read.

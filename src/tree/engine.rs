@@ -292,7 +292,15 @@ fn prepare(plan: &Plan, to: &mut dyn Destination) -> Result<Vec<Buffer>> {
         .into_iter()
         .zip(&specs)
         .map(|(memory, spec)| {
-            let Memory::Host(buffer) = memory;
+            let buffer = match memory {
+                Memory::Host(buffer) => buffer,
+                Memory::Device(_) => {
+                    return Err(Error::new(ErrorKind::Device, "this version lands shards in host memory only")
+                        .at("leaf", &spec.path)
+                        .found("device memory")
+                        .hint("give host memory, and copy it to the device"));
+                }
+            };
             if buffer.len() as u64 == spec.bytes {
                 return Ok(buffer);
             }

@@ -1,5 +1,10 @@
 //! A lane into target bytes, counting lossy elements: one loop for each lane and target.
 
+#![allow(
+    clippy::cast_possible_truncation,
+    reason = "casts are what this is for; each keeps the bits that its comment says"
+)]
+
 use super::float::{Format, bf16_encode, e8m0_encode};
 use super::int::Int;
 use super::wide;

@@ -15,6 +15,11 @@
 //! patterns: at or past overflow but not infinite, or so far below the smallest subnormal that it rounds to zero.
 //! All constants depend on the [`Format`] alone and fold away.
 
+#![allow(
+    clippy::cast_possible_truncation,
+    reason = "casts are what this is for; each keeps the bits that its comment says"
+)]
+
 /// What the codes above the finite range mean.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Specials {

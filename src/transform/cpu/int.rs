@@ -1,5 +1,10 @@
 //! Integers of 2 to 64 bits as targets: from floats by truncation under a policy, from integers modulo 2^n.
 
+#![allow(
+    clippy::cast_possible_truncation,
+    reason = "casts are what this is for; each keeps the bits that its comment says"
+)]
+
 /// An integer type: `BITS` bits, two's complement if `SIGNED`. Values travel as `u64`, sign-extended.
 pub(super) struct Int<const SIGNED: bool, const BITS: u32>;
 

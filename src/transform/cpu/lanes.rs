@@ -1,5 +1,10 @@
 //! Source bytes into a lane: the value of every element, exactly, or rounded once where the rules say so.
 
+#![allow(
+    clippy::cast_possible_truncation,
+    reason = "casts are what this is for; each keeps the bits that its comment says"
+)]
+
 use super::float::{self, Format};
 use super::wide;
 use crate::dtype::DType;

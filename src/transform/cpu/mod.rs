@@ -18,7 +18,7 @@ mod wide;
 
 pub use cast::{CastError, castable, convert};
 pub use normalise::normalise;
-pub use place::{OpError, SharedBytes, execute};
+pub use place::{Cpu, OpError, SharedBytes, execute, execute_in};
 
 #[cfg(test)]
 mod tests;

@@ -8,9 +8,13 @@
 //!   The dimension along which the *source* is densest is the loop right outside the block, so that the cache lines which a
 //!   block touches are used up by the following blocks before they are evicted.
 
+#![allow(clippy::cast_possible_truncation, reason = "positions were checked against slices, so they fit usize")]
+
+use std::sync::atomic::Ordering;
+
 use super::{CastError, convert, normalise};
-use crate::dtype::DType;
-use crate::transform::{Convert, Op};
+use crate::transform::dims::{Dim, check_inside, simplify};
+use crate::transform::{Convert, Executor, Op, Step};
 
 /// Memory of which several workers write disjoint elements at the same time.
 #[derive(Clone, Copy, Debug)]
@@ -77,6 +81,26 @@ impl SharedBytes {
     }
 }
 
+/// The processor, as an executor: ops run at once, on the calling thread.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Cpu;
+
+impl Executor for Cpu {
+    type Source = [u8];
+    type Target = SharedBytes;
+    type Error = OpError;
+
+    #[allow(unsafe_code)]
+    unsafe fn run(&self, source: &[u8], steps: &[Step<'_, SharedBytes>]) -> Result<(), OpError> {
+        for step in steps {
+            // SAFETY: the caller's promise for every step.
+            let lossy = unsafe { execute(&step.op, source, step.target) }?;
+            step.lossy.fetch_add(lossy, Ordering::Relaxed);
+        }
+        Ok(())
+    }
+}
+
 /// Copies the box, and returns how many elements were lossy.
 ///
 /// # Errors
@@ -89,17 +113,8 @@ pub unsafe fn execute(op: &Op, source: &[u8], target: &SharedBytes) -> Result<u6
     if op.extent.contains(&0) {
         return Ok(0);
     }
-    let Convert { from, to, .. } = op.convert;
-    let reach = |start: u64, strides: &[u64]| -> u64 {
-        let far = op.extent.iter().zip(strides).map(|(extent, stride)| (extent - 1).saturating_mul(*stride));
-        far.fold(start, u64::saturating_add)
-    };
-    let outside = |side, element: u64, size: usize, len: usize| {
-        let end = element.checked_add(1).and_then(|count| count.checked_mul(size as u64));
-        if end.is_some_and(|end| end <= len as u64) { Ok(()) } else { Err(OpError::Outside { side, element, len }) }
-    };
-    outside("source", reach(op.source_start, &op.source_strides), from.size(), source.len())?;
-    outside("target", reach(op.target_start, &op.target_strides), to.size(), target.len())?;
+    let to = op.convert.to;
+    check_inside(op, source.len(), target.len())?;
 
     let mut dims = simplify(op);
     let inner = dims.pop().unwrap_or(Dim { extent: 1, source: 1, target: 1 });
@@ -149,37 +164,16 @@ pub unsafe fn execute(op: &Op, source: &[u8], target: &SharedBytes) -> Result<u6
     })
 }
 
-/// One dimension of a simplified box: its extent and its strides in elements.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Dim {
-    extent: usize,
-    source: usize,
-    target: usize,
-}
-
-/// The dimensions that matter, outermost in the target first, merged where both sides are contiguous.
-fn simplify(op: &Op) -> Vec<Dim> {
-    let dims = op.extent.iter().zip(&op.source_strides).zip(&op.target_strides);
-    // The bounds check has shown that all reachable positions fit the two slices, so they fit usize.
-    let mut dims: Vec<Dim> = dims
-        .filter(|((extent, _), _)| **extent > 1)
-        .map(|((extent, source), target)| Dim {
-            extent: *extent as usize,
-            source: *source as usize,
-            target: *target as usize,
-        })
-        .collect();
-    dims.sort_by_key(|dim| std::cmp::Reverse((dim.target, dim.source)));
-    let mut merged: Vec<Dim> = Vec::with_capacity(dims.len());
-    for dim in dims {
-        match merged.last_mut() {
-            Some(outer) if outer.source == dim.source * dim.extent && outer.target == dim.target * dim.extent => {
-                *outer = Dim { extent: outer.extent * dim.extent, ..dim };
-            }
-            _ => merged.push(dim),
-        }
+/// [`execute`] into memory that nobody else has.
+///
+/// # Errors
+/// See [`execute`].
+pub fn execute_in(op: &Op, source: &[u8], target: &mut [u8]) -> Result<u64, OpError> {
+    #[allow(unsafe_code)]
+    // SAFETY: the slice is borrowed exclusively for the whole call, so only this thread touches it.
+    unsafe {
+        execute(op, source, &SharedBytes::new(target.as_mut_ptr(), target.len()))
     }
-    merged
 }
 
 /// Calls `visit` with the source and target position of every index of the outer dimensions; sums what it returns.
@@ -254,7 +248,7 @@ impl Walk<'_> {
     fn converted(&self, at: usize, stride: usize, count: usize, out: &mut [u8]) -> Result<u64, OpError> {
         let Convert { from, to, swap, policy } = self.convert;
         let size = from.size();
-        let prepared = swap && from.swap_size() > 1 || stored_form_differs(from);
+        let prepared = swap && from.swap_size() > 1 || from.stored_form_differs();
         if stride == 1 && !prepared {
             let run = &self.source[at * size..(at + count) * size];
             return Ok(convert(from, to, policy, run, out)?);
@@ -299,29 +293,14 @@ fn gather(source: &[u8], size: usize, stride: usize, out: &mut [u8]) {
     }
 }
 
-/// Whether elements are stored in another form than they have in memory, or may be invalid.
-fn stored_form_differs(dtype: DType) -> bool {
-    matches!(dtype, DType::Bool | DType::Int2 | DType::Int4 | DType::UInt2 | DType::UInt4)
-        || matches!(dtype, DType::Float4E2M1FN | DType::Float6E2M3FN | DType::Float6E3M2FN)
-}
-
 /// Elements that are gathered at a time: a block of the largest element is 4 KiB, a sixth of the smallest first-level cache.
 const GATHER_BLOCK: usize = 256;
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::dtype::CastPolicy;
+    use crate::dtype::{CastPolicy, DType};
     use proptest::prelude::*;
-
-    fn run(op: &Op, source: &[u8], target: &mut [u8]) -> Result<u64, OpError> {
-        #[allow(unsafe_code)]
-        // SAFETY: the slice is borrowed for the whole call and only this thread uses it.
-        unsafe {
-            let shared = SharedBytes::new(target.as_mut_ptr(), target.len());
-            execute(op, source, &shared)
-        }
-    }
 
     fn copy(dtype: DType) -> Convert {
         Convert { from: dtype, to: dtype, swap: false, policy: CastPolicy::Saturate }
@@ -351,7 +330,7 @@ mod tests {
             let op = Op { extent: extent.clone(), source_strides: source_strides.clone(), target_strides: target_strides.clone(),
                 source_start: 0, target_start: 0, convert: copy(dtype) };
             let mut target = vec![0xEE; source.len()];
-            prop_assert_eq!(run(&op, &source, &mut target), Ok(0));
+            prop_assert_eq!(execute_in(&op, &source, &mut target), Ok(0));
             for number in 0..count {
                 let (mut rest, mut at) = (number, 0);
                 for dim in (0..rank).rev() {
@@ -377,7 +356,7 @@ mod tests {
             convert: Convert { from: DType::UInt32, to: DType::UInt64, swap: true, policy: CastPolicy::Saturate },
         };
         let mut target = vec![0; source.len() * 2];
-        assert_eq!(run(&op, &source, &mut target), Ok(0));
+        assert_eq!(execute_in(&op, &source, &mut target), Ok(0));
         for (at, value) in target.chunks_exact(8).enumerate() {
             let (column, row) = (at as u64 / rows, at as u64 % rows);
             assert_eq!(u64::from_le_bytes(value.try_into().unwrap()), row * columns + column);
@@ -395,7 +374,7 @@ mod tests {
             convert: Convert { from: DType::Float32, to: DType::UInt8, swap: false, policy: CastPolicy::Saturate },
         };
         let mut target = vec![9; 8];
-        assert_eq!(run(&op, &300f32.to_le_bytes(), &mut target), Ok(6));
+        assert_eq!(execute_in(&op, &300f32.to_le_bytes(), &mut target), Ok(6));
         assert_eq!(target, [9, 255, 255, 255, 9, 255, 255, 255]);
     }
 
@@ -409,9 +388,9 @@ mod tests {
             target_start: 0,
             convert: copy(DType::UInt8),
         };
-        assert!(matches!(run(&op, &[0; 4], &mut [0; 4]), Err(OpError::Outside { side: "source", .. })));
+        assert!(matches!(execute_in(&op, &[0; 4], &mut [0; 4]), Err(OpError::Outside { side: "source", .. })));
         op.source_start = 0;
         op.target_strides = vec![u64::MAX];
-        assert!(matches!(run(&op, &[0; 4], &mut [0; 4]), Err(OpError::Outside { side: "target", .. })));
+        assert!(matches!(execute_in(&op, &[0; 4], &mut [0; 4]), Err(OpError::Outside { side: "target", .. })));
     }
 }

@@ -1,5 +1,10 @@
 //! Long runs of one-byte source elements: every answer worked out once, then looked up.
 
+#![allow(
+    clippy::cast_possible_truncation,
+    reason = "casts are what this is for; each keeps the bits that its comment says"
+)]
+
 use super::cast::Through;
 
 /// From here on the 256 answers, each with its own lossy bit, cost less than they save.

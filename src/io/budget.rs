@@ -1,7 +1,8 @@
 //! Memory credits: what a load may hold beyond its results.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+
+use super::sync::{AtomicU64, Ordering};
 
 /// A number of bytes that work in progress may hold.
 ///
@@ -28,15 +29,12 @@ impl Budget {
         Arc::new(Self { total, used: AtomicU64::new(0), peak: AtomicU64::new(0) })
     }
 
-    /// Takes credits if they are free. Called by one thread only, the admitting one.
+    /// Takes credits if they are free. That no deadlock is possible needs the admitting thread to be the only one that
+    /// calls this; that the total is never passed does not.
     pub fn take(self: &Arc<Self>, bytes: u64) -> Option<Credit> {
-        let used = self.used.load(Ordering::Acquire);
-        if used.checked_add(bytes)? > self.total {
-            return None;
-        }
-        // Others only subtract, so the sum can only be smaller than what was checked.
-        let now = self.used.fetch_add(bytes, Ordering::AcqRel) + bytes;
-        self.peak.fetch_max(now, Ordering::AcqRel);
+        let fits = |used: u64| used.checked_add(bytes).filter(|sum| *sum <= self.total);
+        let before = self.used.fetch_update(Ordering::AcqRel, Ordering::Acquire, fits).ok()?;
+        self.peak.fetch_max(before + bytes, Ordering::AcqRel);
         Some(Credit { budget: Arc::clone(self), bytes })
     }
 

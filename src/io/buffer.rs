@@ -68,6 +68,35 @@ impl Buffer {
         Ok(Self { start, len, owner: Owner::Aligned })
     }
 
+    /// `len` zero bytes in a file without a name in this directory: memory that the system can write out and forget, for arrays
+    /// that are larger than memory is meant to be used. The file's blocks are taken now, so that a full disk is an error here and
+    /// not a signal later.
+    ///
+    /// # Errors
+    /// A directory in which nothing can be written, or no space.
+    #[allow(unsafe_code)]
+    pub fn in_file(dir: &std::path::Path, len: usize) -> Result<Self> {
+        if len == 0 {
+            return Self::zeroed(0);
+        }
+        let failed = |error: std::io::Error| {
+            Error::new(ErrorKind::Io, "no scratch file can be made")
+                .at("directory", dir.display())
+                .expected(format_args!("{len} bytes"))
+                .caused_by(error)
+        };
+        let file = nameless(dir).map_err(failed)?;
+        allocate(&file, len as u64).map_err(failed)?;
+        use rustix::mm::{MapFlags, ProtFlags, mmap};
+        // SAFETY: a new mapping at an address of the kernel's choice touches no other memory. The file has no name and this
+        // handle alone, so nobody shortens it, and all its blocks are there.
+        let start =
+            unsafe { mmap(std::ptr::null_mut(), len, ProtFlags::READ | ProtFlags::WRITE, MapFlags::SHARED, &file, 0) };
+        let start = start.map_err(|errno| failed(errno.into()))?;
+        let start = NonNull::new(start.cast()).ok_or_else(|| Error::bug("a mapping at address 0"))?;
+        Ok(Self { start, len, owner: Owner::Mapped })
+    }
+
     /// Somebody else's memory.
     ///
     /// # Safety
@@ -115,6 +144,45 @@ fn map(len: usize) -> Option<Buffer> {
     }
     Some(Buffer { start: NonNull::new(start.cast())?, len, owner: Owner::Mapped })
 }
+
+/// A file without a name.
+fn nameless(dir: &std::path::Path) -> std::io::Result<std::fs::File> {
+    use rustix::fs::{CWD, Mode, OFlags, openat};
+    let (mode, flags) = (Mode::RUSR | Mode::WUSR, OFlags::RDWR | OFlags::CLOEXEC);
+    match openat(CWD, dir, flags | OFlags::TMPFILE, mode) {
+        Ok(file) => Ok(file.into()),
+        // Some file systems have none: a file whose name is taken away at once is the same.
+        Err(rustix::io::Errno::NOTSUP | rustix::io::Errno::ISDIR | rustix::io::Errno::INVAL) => {
+            let path = dir.join(SCRATCH_NAME);
+            let file = openat(CWD, &path, flags | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW, mode)?;
+            std::fs::remove_file(&path)?;
+            Ok(file.into())
+        }
+        Err(errno) => Err(errno.into()),
+    }
+}
+
+/// Takes all blocks of a file of this length.
+fn allocate(file: &std::fs::File, len: u64) -> std::io::Result<()> {
+    match rustix::fs::fallocate(file, rustix::fs::FallocateFlags::empty(), 0, len) {
+        Ok(()) => Ok(()),
+        // Some file systems cannot be asked; what is written has blocks.
+        Err(rustix::io::Errno::NOTSUP | rustix::io::Errno::NOSYS) => {
+            let zeros = vec![0; 1 << 20];
+            let mut at = 0;
+            while at < len {
+                let part = zeros.len().min(usize::try_from(len - at).unwrap_or(usize::MAX));
+                std::os::unix::fs::FileExt::write_all_at(file, &zeros[..part], at)?;
+                at += part as u64;
+            }
+            Ok(())
+        }
+        Err(errno) => Err(errno.into()),
+    }
+}
+
+/// The name that a scratch file has for a moment where files need one.
+const SCRATCH_NAME: &str = ".touchdown-scratch";
 
 impl std::ops::Deref for Buffer {
     type Target = [u8];
@@ -193,6 +261,12 @@ mod tests {
                 && large.starts_zeroed()
         );
         large.fill(7);
+        let dir = tempfile::tempdir().unwrap();
+        let mut scratch = Buffer::in_file(dir.path(), 5_000_001).unwrap();
+        assert!(scratch.iter().all(|byte| *byte == 0) && std::fs::read_dir(dir.path()).unwrap().count() == 0);
+        scratch.fill(9);
+        assert_eq!(scratch[5_000_000], 9);
+        assert_eq!(Buffer::in_file(&dir.path().join("no"), 1).unwrap_err().kind(), ErrorKind::Io);
         assert!(Buffer::zeroed(0).unwrap().is_empty());
         assert_eq!(&*Buffer::from(vec![1, 2, 3]), [1, 2, 3]);
         assert_eq!(Buffer::zeroed(usize::MAX / 2).unwrap_err().kind(), ErrorKind::OutOfMemory);

@@ -83,6 +83,8 @@ impl Root {
             FileType::Fifo => return Err(self.no_file("a FIFO", path)),
             _ => return Err(self.no_file("a socket or device", path)),
         }
+        // On a regular file the flag has no use, and io_uring takes it to mean that a read must not wait for the disk.
+        rustix::fs::fcntl_setfl(&fd, OFlags::empty()).map_err(|errno| self.refused(errno, "open", path))?;
         let size = u64::try_from(stat.st_size).unwrap_or(0);
         Ok(Some(OpenFile { file: File::from(fd), path: path.clone(), size }))
     }
@@ -163,7 +165,11 @@ impl Root {
     fn refused(&self, errno: Errno, verb: &str, path: &RelPath) -> Error {
         match errno {
             Errno::XDEV | Errno::LOOP => {
-                Error::corrupt("a link leaves the checkpoint").at("file", self.shown(path)).hint(
+                let what = match errno {
+                    Errno::XDEV => "a link leaves the checkpoint",
+                    _ => "a link leads in a circle, or cannot be followed here",
+                };
+                Error::corrupt(what).at("file", self.shown(path)).hint(
                     "files of a checkpoint are only read inside its directory; copy it with `cp -rL` to follow links",
                 )
             }

@@ -8,14 +8,25 @@
 
 mod budget;
 mod buffer;
+mod choose;
+mod events;
 mod fs;
+#[cfg(all(test, loom))]
+mod loom_models;
 mod pread;
 mod reader;
+#[cfg(test)]
+mod reader_tests;
 mod ring;
 mod serve;
+pub mod store;
+mod sync;
+#[cfg(feature = "uring")]
+mod uring;
 
 pub use budget::{Budget, Credit};
 pub use buffer::Buffer;
+pub use choose::{Io, reader, uring_setup};
 pub(crate) use fs::io_error;
 pub use fs::{OpenFile, Root};
 pub use pread::PreadReader;
@@ -23,3 +34,6 @@ pub use reader::{Completion, ReadAt, Reader, ReaderWaker, Ticket};
 pub use ring::{Ring, Slot};
 pub use serve::serve;
 pub(crate) use serve::{read_error, short_file};
+pub use store::{LocalStore, StagedDir, Store, StoreFile};
+#[cfg(feature = "uring")]
+pub use uring::UringReader;

@@ -6,26 +6,17 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Instant;
 
-use super::reader::{Completion, ReadAt, Reader, ReaderWaker, Ticket};
+use super::events::{Event, Events};
+use super::reader::{Completion, ReadAt, Reader, ReaderWaker, Ticket, too_long};
 use crate::error::{Error, ErrorKind, Result};
 
 /// Threads that each do one positioned read at a time.
 #[derive(Debug)]
 pub struct PreadReader {
     submit: Option<Sender<(Ticket, ReadAt)>>,
-    events: Receiver<Event>,
-    waker: Arc<Waker>,
+    events: Events,
     threads: Vec<JoinHandle<()>>,
 }
-
-#[derive(Debug)]
-enum Event {
-    Done(Completion),
-    Wake,
-}
-
-#[derive(Debug)]
-struct Waker(Mutex<Sender<Event>>);
 
 impl PreadReader {
     /// A reader with so many threads, at least one.
@@ -34,14 +25,9 @@ impl PreadReader {
     /// The system starts no more threads.
     pub fn new(threads: usize) -> Result<Self> {
         let (submit, work) = channel::<(Ticket, ReadAt)>();
-        let (send, events) = channel();
+        let (send, events) = Events::new();
         let work = Arc::new(Mutex::new(work));
-        let mut reader = Self {
-            submit: Some(submit),
-            events,
-            waker: Arc::new(Waker(Mutex::new(send.clone()))),
-            threads: Vec::new(),
-        };
+        let mut reader = Self { submit: Some(submit), events, threads: Vec::new() };
         for index in 0..threads.max(1) {
             let (work, send) = (Arc::clone(&work), send.clone());
             let thread = std::thread::Builder::new()
@@ -59,10 +45,12 @@ fn serve(work: &Mutex<Receiver<(Ticket, ReadAt)>>, send: &Sender<Event>) {
     loop {
         let next = work.lock().unwrap_or_else(PoisonError::into_inner).recv();
         let Ok((ticket, mut read)) = next else { return };
-        let len = read.len;
-        let start = Instant::now();
-        // `read_exact_at` repeats short reads and EINTR.
-        let result = read.file.file().read_exact_at(&mut read.buffer[..len], read.offset);
+        let (len, start) = (read.len, Instant::now());
+        let result = match read.buffer.get_mut(..len) {
+            // Repeats short reads and EINTR.
+            Some(bytes) => read.file.file().read_exact_at(bytes, read.offset),
+            None => Err(too_long()),
+        };
         if send.send(Event::Done(Completion { ticket, read, result, busy: start.elapsed() })).is_err() {
             return;
         }
@@ -78,14 +66,7 @@ impl Reader for PreadReader {
     }
 
     fn next(&mut self, deadline: Option<Instant>) -> Option<Completion> {
-        let event = match deadline {
-            None => self.events.recv().ok(),
-            Some(deadline) => self.events.recv_timeout(deadline.saturating_duration_since(Instant::now())).ok(),
-        };
-        match event? {
-            Event::Done(completion) => Some(completion),
-            Event::Wake => None,
-        }
+        self.events.next(deadline)
     }
 
     fn depth(&self) -> usize {
@@ -94,14 +75,11 @@ impl Reader for PreadReader {
     }
 
     fn waker(&self) -> Arc<dyn ReaderWaker> {
-        Arc::clone(&self.waker) as Arc<dyn ReaderWaker>
+        self.events.waker()
     }
-}
 
-impl ReaderWaker for Waker {
-    fn wake(&self) {
-        // A reader that is gone needs no waking.
-        let _ = self.0.lock().unwrap_or_else(PoisonError::into_inner).send(Event::Wake);
+    fn name(&self) -> &'static str {
+        "pread"
     }
 }
 

@@ -23,6 +23,9 @@ pub trait Reader: Send {
 
     /// What makes [`next`](Self::next) return early, from any thread.
     fn waker(&self) -> Arc<dyn ReaderWaker>;
+
+    /// What it reads with, as the command line's `--io` calls it.
+    fn name(&self) -> &'static str;
 }
 
 /// Wakes the thread that waits in [`Reader::next`].
@@ -42,7 +45,7 @@ pub struct ReadAt {
     pub file: Arc<OpenFile>,
     /// First byte.
     pub offset: u64,
-    /// Number of bytes; at most the buffer's length.
+    /// Number of bytes; more than the buffer's length completes as `InvalidInput`.
     pub len: usize,
     /// Where they go.
     pub buffer: Slot,
@@ -59,4 +62,9 @@ pub struct Completion {
     pub result: std::io::Result<()>,
     /// How long the read was at work.
     pub busy: std::time::Duration,
+}
+
+/// What a read of more bytes than its buffer has completes with.
+pub(super) fn too_long() -> std::io::Error {
+    std::io::Error::new(std::io::ErrorKind::InvalidInput, "a read is longer than its buffer")
 }

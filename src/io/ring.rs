@@ -1,8 +1,9 @@
 //! Staging slots: the buffers through which stored bytes pass.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, PoisonError};
 
 use super::buffer::Buffer;
+use super::sync::Mutex;
 use crate::error::Result;
 
 /// A pool of equal buffers, made when first needed and reused by every load of an engine.
@@ -45,6 +46,21 @@ impl Ring {
             None => Buffer::zeroed(self.slot_bytes)?,
         };
         Ok(Slot { buffer: Some(buffer), ring: Arc::clone(self) })
+    }
+
+    /// How many slots have been made and are not out.
+    #[cfg(all(test, loom))]
+    pub(super) fn free_count(&self) -> usize {
+        self.free.lock().unwrap_or_else(PoisonError::into_inner).len()
+    }
+}
+
+impl Slot {
+    /// Gives the memory up for good: somebody may write into it at any time, so that it can neither be reused nor freed.
+    /// What is left is an empty slot.
+    #[cfg(feature = "uring")]
+    pub(super) fn abandon(&mut self) {
+        std::mem::forget(self.buffer.take());
     }
 }
 

@@ -69,6 +69,22 @@ impl DType {
         }
     }
 
+    /// Whether an element's stored byte may differ from the one in memory (sub-byte types) or may be invalid (bools), so
+    /// that stored elements cannot be copied as they are.
+    pub const fn stored_form_differs(self) -> bool {
+        matches!(
+            self,
+            Self::Bool
+                | Self::Int2
+                | Self::Int4
+                | Self::UInt2
+                | Self::UInt4
+                | Self::Float4E2M1FN
+                | Self::Float6E2M3FN
+                | Self::Float6E3M2FN
+        )
+    }
+
     /// The arithmetic family.
     pub const fn class(self) -> Class {
         match self {

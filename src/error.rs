@@ -136,6 +136,23 @@ impl Error {
         self
     }
 
+    /// Several failures as one: none is `None`, one is itself, of more each is a line (its own lines follow it), and the kind
+    /// and the hint are the first one's.
+    pub fn merged(errors: impl IntoIterator<Item = Self>) -> Option<Self> {
+        let mut errors: Vec<Self> = errors.into_iter().collect();
+        if errors.len() < 2 {
+            return errors.pop();
+        }
+        let mut merged = Self::new(errors[0].kind(), format!("{} things do not fit", errors.len()));
+        merged.0.hint = errors.iter().find_map(|error| error.0.hint.clone());
+        for mut error in errors {
+            let lines = std::mem::take(&mut error.0.lines);
+            merged.0.lines.push(error.to_string());
+            merged.0.lines.extend(lines.into_iter().map(|line| format!("  {line}")));
+        }
+        Some(merged)
+    }
+
     /// What the caller can do about it.
     pub fn kind(&self) -> ErrorKind {
         self.0.kind

@@ -62,6 +62,19 @@ impl KeyPath {
     }
 }
 
+impl From<&str> for KeyPath {
+    /// Parses the string form; see [`from_escaped`](Self::from_escaped).
+    fn from(text: &str) -> Self {
+        Self::from_escaped(text)
+    }
+}
+
+impl From<Vec<Key>> for KeyPath {
+    fn from(keys: Vec<Key>) -> Self {
+        Self(keys)
+    }
+}
+
 impl fmt::Display for KeyPath {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         for (index, element) in self.elements().enumerate() {

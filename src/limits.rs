@@ -6,6 +6,10 @@
 /// Most dimensions an array may have. TensorStore, the reference reader, stops at 32.
 pub const RANK_MAX: usize = 32;
 
+/// Most dimensions of a box that a kernel copies, after simplification. A view adds at most a few to the dimensions of its
+/// array, and neighbours that lie on end are one; `kernels/descriptor.cuh` has the same number.
+pub const KERNEL_RANK_MAX: usize = 8;
+
 /// Longest path of a file inside a checkpoint, in bytes: Linux's `PATH_MAX`.
 pub const PATH_BYTES_MAX: usize = 4096;
 
@@ -32,6 +36,16 @@ pub const PROBED_DIRS_MAX: usize = 65_536;
 /// Deepest nesting of a msgpack or JSON document. Bounds recursion in the parsers (1 KiB of stack a level).
 pub const NESTING_MAX: usize = 256;
 
+/// Deepest nesting of a JSON document that is written: what `serde_json` reads again.
+pub const JSON_DEPTH_MAX: usize = 127;
+
+/// Longest parameter name that is saved in a database. Its keys add the position of a chunk, 20 digits and a separator for
+/// each of 32 dimensions, to it.
+pub const PARAM_NAME_BYTES_MAX: usize = 64_000;
+
+/// Longest name of one file or directory: Linux's `NAME_MAX`.
+pub const FILE_NAME_BYTES_MAX: usize = 255;
+
 /// Largest encoded OCDBT manifest or node. Orbax asks for nodes of at most 10^8 decoded bytes.
 pub const OCDBT_NODE_ENCODED_MAX: u64 = 256 << 20;
 
@@ -49,6 +63,13 @@ pub const OCDBT_NODE_ENTRIES_MAX: u64 = 1 << 20;
 
 /// Longest inline value (the format's own limit).
 pub const OCDBT_INLINE_BYTES_MAX: u64 = 1 << 20;
+
+/// Decoded size at which a written node is split. TensorStore's default: small enough to be read in one go, and most
+/// checkpoints (up to about 75,000 chunks) still are a single node.
+pub const OCDBT_NODE_BYTES_DEFAULT: u32 = 8 << 20;
+
+/// Longest value that a written database should hold inline: what Orbax asks for; `zarr.json` is shorter.
+pub const OCDBT_INLINE_BYTES_DEFAULT: u32 = 1024;
 
 /// Most keys of one database. 100,000 leaves over 64 devices make 6.4 million.
 pub const OCDBT_KEYS_MAX: usize = 64_000_000;
@@ -75,6 +96,12 @@ pub const SHARDING_DEPTH_MAX: usize = 4;
 /// Most codecs of one chain. Real chains have one to three.
 pub const CODEC_CHAIN_MAX: usize = 16;
 
+/// Lowest (fastest) level of zstd, libzstd's own limit.
+pub const ZSTD_LEVEL_MIN: i32 = -131_072;
+
+/// Highest level of zstd, libzstd's own limit.
+pub const ZSTD_LEVEL_MAX: i32 = 22;
+
 /// Largest window of a zstd frame, as a power of two: 128 MiB, where the reference decoder stops by default.
 pub const ZSTD_WINDOW_LOG_MAX: u32 = 27;
 
@@ -86,6 +113,19 @@ pub const WINDOWS_PER_BUDGET: u64 = 8;
 
 /// Largest safetensors header, the reference implementation's own limit.
 pub const SAFETENSORS_HEADER_BYTES_MAX: u64 = 100_000_000;
+
+/// Where the data of a new safetensors file begin: a page, also what direct reads and writes ask for.
+pub const SAFETENSORS_DATA_ALIGN: u64 = 4096;
+
+/// Default of the bytes of tensors in one of several safetensors files that are written: Hugging Face's own.
+pub const TENSOR_FILE_BYTES_DEFAULT: u64 = 5_000_000_000;
+
+/// Most places that are tried to cut an array for a conversion; one that has none among them goes through a scratch file. Grids
+/// of source and destination whose common multiple is further away are as good as none.
+pub const CUTS_TRIED_MAX: usize = 1 << 16;
+
+/// Largest journal of a conversion that is read: about 100 bytes a chunk.
+pub const JOURNAL_BYTES_MAX: u64 = 4 << 30;
 
 /// Most files of one sharded safetensors model.
 pub const SAFETENSORS_FILES_MAX: usize = 65_536;
@@ -105,8 +145,9 @@ pub const ARRAY_BYTES_MAX: u64 = 1 << 60;
 /// Default of the staging memory beyond the results of a load, in bytes.
 pub const STAGING_BYTES_DEFAULT: u64 = 256 << 20;
 
-/// Size of one staging slot: a read, a slab of decoded bytes. 4 MiB is where reads and copies reach full speed.
-pub const SLOT_BYTES: usize = 4 << 20;
+/// Size of one staging slot: a read, a slab of decoded bytes. 4 MiB is where reads and copies reach full speed; the rest is for
+/// a checksum, an index or what incompressible bytes grow by, so that an inner chunk of 4 MiB is one read.
+pub const SLOT_BYTES: usize = (4 << 20) + (64 << 10);
 
 /// Fewest staging slots with which a load runs: one being read, one being decoded from, one decoded into.
 pub const SLOTS_MIN: usize = 3;
@@ -120,6 +161,16 @@ pub const RANGES_PER_CHUNK_MAX: u64 = 1 << 16;
 
 /// Threads that issue positioned reads by default. Two saturate a page cache, four a local disk.
 pub const READER_THREADS_DEFAULT: usize = 4;
+
+/// Reads that io_uring has in flight at most. 16 to 32 reads of 1 to 4 MiB fill a local disk's queue.
+pub const URING_DEPTH: usize = 32;
+
+/// Most bytes of one io_uring request; the rest of a longer read follows. The length is 32 bits wide there, and the kernel
+/// reads at most 2 GiB less a page at once.
+pub const URING_REQUEST_BYTES_MAX: usize = 1 << 30;
+
+/// How often a read that the kernel has no resources for (`EAGAIN`) is tried again before that is its result.
+pub const URING_AGAIN_MAX: u32 = 64;
 
 /// How many nearest names an error lists.
 pub const NEAREST_NAMES_MAX: usize = 3;
@@ -160,3 +211,28 @@ pub const METADATA_THREADS_MAX: usize = 8;
 
 /// Files one thread keeps open.
 pub const METADATA_OPEN_FILES_MAX: usize = 8;
+
+/// Size of the inner chunks into which a saver divides large chunks, in bytes: enough for one request to cost nothing, small
+/// enough that every core has several and that one fits a staging slot.
+pub const INNER_CHUNK_BYTES: u64 = 4 << 20;
+
+/// Smallest inner chunk that a saver makes of a larger chunk, in bytes: below it the index and the requests cost more than
+/// the parallelism gives.
+pub const CHUNK_PIECE_BYTES_MIN: u64 = 1 << 20;
+
+/// Values up to this size stand in the nodes of a saved database, as Orbax configures it, in bytes.
+pub const SAVE_INLINE_BYTES_MAX: u64 = 1024;
+
+/// Larger values and inner chunks start at multiples of [`ALIGN_BYTES`] in saved data files, so that they can be read directly
+/// and copied by devices; below it, the gaps would cost more than they give. In bytes.
+pub const ALIGNED_VALUE_BYTES_MIN: u64 = 256 << 10;
+
+/// What direct reads ask of offsets, in bytes.
+pub const ALIGN_BYTES: u64 = 4096;
+
+/// Default size at which a saved data file is full and the next value starts a new one, in bytes: Orbax's own.
+pub const DATA_FILE_BYTES_DEFAULT: u64 = 2 << 30;
+
+/// Most chunks of an array that are looked up one by one. Of arrays of more, those which exist are listed, so that time and
+/// memory follow from what is stored and not from what a shape claims.
+pub const CHUNKS_LOOKED_UP_MAX: u64 = 64;

@@ -27,7 +27,7 @@ impl Decoder for Packed {
                 self.held |= u32::from(*byte) << self.held_bits;
                 self.held_bits += 8;
             }
-            *slot = (self.held & ((1 << self.bits) - 1)) as u8;
+            *slot = u8::try_from(self.held & ((1 << self.bits) - 1)).unwrap_or(0);
             self.held >>= self.bits;
             self.held_bits -= self.bits;
             written += 1;

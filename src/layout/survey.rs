@@ -115,7 +115,8 @@ impl<'a> Survey<'a> {
 
     fn item_kind(&self, dir: &RelPath) -> ItemKind {
         let entries = self.entries(dir).unwrap_or_default();
-        let only_json = |entry: &DirEntry| JSON_FILES.contains(&entry.name.as_str()) || entry.name == COMMIT_FILE;
+        let only_json =
+            |entry: &DirEntry| JSON_FILES.contains(&entry.name.as_str()) || entry.name == checkpoint::COMMIT_FILE;
         if self.is_tree(dir) {
             ItemKind::Tree
         } else if JSON_FILES.iter().any(|name| has_file(entries, name)) && entries.iter().all(only_json) {
@@ -156,4 +157,3 @@ fn is_array(entries: &[DirEntry]) -> bool {
 pub(super) const MANIFEST_FILE: &str = "manifest.ocdbt";
 /// How the directories of the processes' own databases begin.
 pub(super) const PROCESS_DIR: &str = "ocdbt.process_";
-const COMMIT_FILE: &str = "commit_success.txt";

@@ -81,6 +81,7 @@ pub fn probe_cuda() -> CudaProbe {
     const STUB_LIBRARY: c_int = 34;
     const NO_DEVICE: c_int = 100;
     const NAME_BYTES: usize = 256;
+    const NAME_BYTES_INT: c_int = 256;
 
     // SAFETY: the driver's library is meant to be loaded; its initialisers are the vendor's.
     let library = match unsafe { Library::new("libcuda.so.1") } {
@@ -125,7 +126,7 @@ pub fn probe_cuda() -> CudaProbe {
         // SAFETY: `get` writes one int; `name` writes at most the given length, with a NUL at its end.
         let code = unsafe {
             match get(&mut device, ordinal) {
-                0 => name(bytes.as_mut_ptr().cast(), NAME_BYTES as c_int, device),
+                0 => name(bytes.as_mut_ptr().cast(), NAME_BYTES_INT, device),
                 code => code,
             }
         };

@@ -30,16 +30,21 @@ impl Destination for HostDestination {
 }
 
 /// A Rust type that has the memory form of one or more element types.
-pub trait Element: bytemuck::Pod {
+pub trait Element: bytemuck::Pod + Send + Sync {
+    /// The element type that this type is by itself.
+    const DTYPE: DType;
+
     /// Whether elements of this type can be seen as `Self`.
     fn holds(dtype: DType) -> bool;
 }
 
 macro_rules! element {
-    ($($rust:ty => $($dtype:ident)|+;)+) => {$(
+    ($($rust:ty => $own:ident $(| $dtype:ident)*;)+) => {$(
         impl Element for $rust {
+            const DTYPE: DType = DType::$own;
+
             fn holds(dtype: DType) -> bool {
-                matches!(dtype, $(DType::$dtype)|+)
+                matches!(dtype, DType::$own $(| DType::$dtype)*)
             }
         }
     )+};

@@ -4,12 +4,14 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
 use super::parts::{Place, StoredPart};
+use super::sparse::{Block, absent, elements, inside, positions_in};
 use super::{
     DecoderCost, Limits, Part, Placement, Plan, PlannedLeaf, PlannedShard, StoredArray, Unit, UnitArray, Values, Want,
+    id,
 };
 use crate::error::{Error, Result};
 use crate::kv::Value;
-use crate::limits::CHUNKS_MAX;
+use crate::limits::{CHUNKS_LOOKED_UP_MAX, CHUNKS_MAX};
 use crate::need::{Answer, Asker, Need, unfit};
 use crate::relpath::RelPath;
 use crate::shape::{Region, byte_count, strides};
@@ -31,7 +33,8 @@ pub async fn build(
     for want in wants {
         planner.want(want)?;
     }
-    let chunks = planner.chunks()?;
+    let mut chunks = planner.sparse_chunks(ask).await?;
+    chunks.extend(planner.chunks());
     let mut parts = planner.locate(ask, chunks).await?;
     // One round for each level of shards inside shards; nearly always none or one.
     while !parts.is_empty() {
@@ -108,7 +111,7 @@ impl<'a> Planner<'a> {
                 .expected(format_args!("{:?}", want.view.shape))
                 .found(format_args!("{:?}", want.shape))));
         }
-        let leaf = self.leaves.len() as u32;
+        let leaf = id(self.leaves.len());
         let mut shard_of: HashMap<Region, u32> = HashMap::new();
         let mut parts = Vec::with_capacity(want.sharding.mesh.devices().len());
         let process = want.sharding.mesh.process();
@@ -125,9 +128,9 @@ impl<'a> Planner<'a> {
                         bytes,
                         init: None,
                     });
-                    (self.shards.len() - 1) as u32
+                    id(self.shards.len() - 1)
                 });
-                self.shards[shard as usize].devices.push(position as u32);
+                self.shards[shard as usize].devices.push(id(position));
                 shard
             });
             parts.push(Part { region, shard });
@@ -182,26 +185,74 @@ impl<'a> Planner<'a> {
         Ok(())
     }
 
-    /// The chunks that some demand touches, array by array, in grid order.
-    fn chunks(&self) -> Result<Vec<Wanted>> {
+    /// Whether so many chunks of an array are wanted that those which exist are listed instead of being looked up.
+    fn is_sparse(&self, array: usize) -> bool {
+        let grid = &self.arrays[array].meta.grid;
+        let wanted = self.demands.get(&array).into_iter().flatten().map(|demand| grid.touched_count(&demand.stored));
+        let wanted = wanted.into_iter().try_fold(0u64, |sum, count| sum.checked_add(count?));
+        wanted.is_none_or(|wanted| wanted > CHUNKS_LOOKED_UP_MAX)
+    }
+
+    /// The stored chunks of arrays of very many; what of them is not stored becomes a few fill units.
+    async fn sparse_chunks(&mut self, ask: &Asker) -> Result<Vec<Wanted>> {
+        let mut chunks = Vec::new();
+        let arrays: Vec<usize> = self.demands.keys().copied().filter(|array| self.is_sparse(*array)).collect();
+        for array in arrays {
+            let grid = self.arrays[array].meta.grid.clone();
+            let demands = self.demands.get(&array).map_or(0, Vec::len);
+            let block = |planner: &Self, index: usize| grid.block(&planner.demands[&array][index].stored);
+            let blocks: Vec<Block> = (0..demands).filter_map(|index| block(self, index)).collect();
+            let present = positions_in(ask, &self.arrays[array], &blocks).await?;
+            let too_many = || {
+                Error::corrupt("too many chunks are wanted")
+                    .at("array", &self.arrays[array].name)
+                    .expected(format_args!("at most {CHUNKS_MAX}"))
+            };
+            if present.len() as u64 > CHUNKS_MAX {
+                return Err(too_many());
+            }
+            let mut fills = Vec::new();
+            for index in 0..demands {
+                let Some(block) = block(self, index) else { continue };
+                for absent in absent(&block, &present).ok_or_else(too_many)? {
+                    let region = elements(&grid, &absent).ok_or_else(too_many)?;
+                    let wanted = Wanted { array, position: absent.0, demands: vec![index] };
+                    let placements = self.placements(&wanted, &region);
+                    fills.push((wanted.position, region.extent, placements));
+                }
+            }
+            for (position, extent, placements) in fills {
+                if self.arrays[array].every_chunk_stored {
+                    return Err(self.chunk_error(array, &position, missing_chunk()));
+                }
+                self.push_fill(array, &position, None, &extent, placements);
+            }
+            let demand_of = |position: &Vec<u64>| {
+                (0..demands).filter(|index| block(self, *index).is_some_and(|block| inside(&block, position))).collect()
+            };
+            let wanted = present.into_iter().map(|position| Wanted { demands: demand_of(&position), array, position });
+            chunks.extend(wanted);
+        }
+        Ok(chunks)
+    }
+
+    /// The chunks that some demand touches, array by array, in grid order; those of arrays of very many are found apart.
+    fn chunks(&self) -> Vec<Wanted> {
         let mut chunks = Vec::new();
         for (&array, demands) in &self.demands {
             let stored = &self.arrays[array];
+            if self.is_sparse(array) {
+                continue;
+            }
             let mut touched: BTreeMap<Vec<u64>, Vec<usize>> = BTreeMap::new();
             for (index, demand) in demands.iter().enumerate() {
-                let count = stored.meta.grid.touched_count(&demand.stored);
-                if count.is_none_or(|count| count.saturating_add(chunks.len() as u64) > CHUNKS_MAX) {
-                    return Err(Error::corrupt("too many chunks are wanted")
-                        .at("array", &stored.name)
-                        .expected(format_args!("at most {CHUNKS_MAX}")));
-                }
                 for position in stored.meta.grid.positions(&demand.stored) {
                     touched.entry(position).or_default().push(index);
                 }
             }
             chunks.extend(touched.into_iter().map(|(position, demands)| Wanted { array, position, demands }));
         }
-        Ok(chunks)
+        chunks
     }
 
     /// Finds the value of every chunk; chunks that are not stored become fill units.
@@ -261,12 +312,7 @@ impl<'a> Planner<'a> {
                     });
                 }
                 None if stored.every_chunk_stored => {
-                    let error =
-                        Error::not_found("a chunk is missing, although the checkpoint says that every chunk is stored")
-                            .hint(
-                                "the checkpoint is incomplete: copy it again; `touchdown verify` lists what is missing",
-                            );
-                    return Err(self.chunk_error(array, &position, error));
+                    return Err(self.chunk_error(array, &position, missing_chunk()));
                 }
                 None => self.push_fill(array, &position, None, &region.extent, placements),
             }
@@ -290,4 +336,10 @@ impl<'a> Planner<'a> {
         };
         wanted.demands.iter().filter_map(place).collect()
     }
+}
+
+/// The error for a chunk that is not stored although it should be.
+fn missing_chunk() -> Error {
+    Error::not_found("a chunk is missing, although the checkpoint says that every chunk is stored")
+        .hint("the checkpoint is incomplete: copy it again; `touchdown verify` lists what is missing")
 }

@@ -15,11 +15,14 @@
 //! are decoded or cast, where results live.
 
 mod build;
+pub mod chunking;
 pub mod explain;
 mod mesh;
 mod order;
 mod parts;
 mod ranges;
+pub mod route;
+mod sparse;
 pub mod svg;
 mod view;
 
@@ -32,6 +35,7 @@ use serde::Serialize;
 pub use build::build;
 pub use mesh::{Device, Mesh, MeshDevice, Process, Sharding, Spec};
 pub use ranges::Slabs;
+pub use sparse::stored_positions;
 pub use view::{Piece, View};
 
 use crate::dtype::{CastPolicy, DType};
@@ -321,6 +325,11 @@ pub struct ReadRange {
 
 /// Slots of a unit that is larger than a slot: read into, decoded from, decoded into.
 const STREAM_SLOTS: u64 = 3;
+
+/// The position of something as the plan stores it. What a plan holds is bounded far below 2^32.
+fn id(position: usize) -> u32 {
+    u32::try_from(position).unwrap_or(u32::MAX)
+}
 
 impl Unit {
     /// Number of stored bytes; 0 for fill units.

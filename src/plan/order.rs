@@ -3,7 +3,7 @@
 use super::build::Planner;
 use super::parts::addressable;
 use super::ranges::{Slabs, union_volume};
-use super::{Batch, Placement, Plan, ReadRange, Source, Unit};
+use super::{Batch, Placement, Plan, ReadRange, Source, Unit, id};
 use crate::error::Result;
 use crate::shape::Region;
 
@@ -76,7 +76,7 @@ impl Planner<'_> {
     fn batches(&self, units: &[Unit], priorities: &[u32]) -> Vec<Batch> {
         let mut batches: Vec<Batch> = Vec::new();
         for (position, unit) in units.iter().enumerate() {
-            let position = position as u32;
+            let position = id(position);
             let Source::File { file, offset, len } = unit.source else {
                 match batches.last_mut() {
                     Some(Batch { read: None, units }) if units.end - units.start < INLINE_UNITS_PER_BATCH => {

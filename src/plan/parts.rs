@@ -7,7 +7,7 @@ use bytes::Bytes;
 
 use super::build::Planner;
 use super::ranges::{raw_ranges, union_volume};
-use super::{Placement, STREAM_SLOTS, SingleShard, Source, Unit, UnitArray, Verify};
+use super::{Placement, STREAM_SLOTS, SingleShard, Source, Unit, UnitArray, Verify, id};
 use crate::error::{Error, Result};
 use crate::limits::{RANGES_PER_CHUNK_MAX, SLOT_BYTES};
 use crate::need::{Answer, Asker, Need, unfit};
@@ -338,7 +338,7 @@ impl Planner<'_> {
                 let file = match self.file_of.get(&path) {
                     Some(file) => *file,
                     None => {
-                        let file = self.files.len() as u32;
+                        let file = id(self.files.len());
                         self.files.push(path.clone());
                         self.file_of.insert(path, file);
                         file
@@ -373,7 +373,7 @@ impl Planner<'_> {
             every_chunk_stored: stored.every_chunk_stored,
             single,
         });
-        let made = (self.unit_arrays.len() - 1) as u32;
+        let made = id(self.unit_arrays.len() - 1);
         self.unit_array_of.insert(array, made);
         made
     }

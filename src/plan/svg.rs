@@ -79,7 +79,11 @@ impl Picture {
     fn mesh(&mut self, mesh: &Mesh) {
         let count = mesh.devices().len();
         self.text(&format!("mesh {mesh}, {count} devices"));
-        let columns = mesh.axes().last().map_or(1, |(_, size)| *size as usize).clamp(1, count.max(1));
+        let columns = mesh
+            .axes()
+            .last()
+            .map_or(1, |(_, size)| usize::try_from(*size).unwrap_or(usize::MAX))
+            .clamp(1, count.max(1));
         for position in 0..count.min(SVG_DEVICES_MAX) {
             let x = MARGIN + (position % columns) as f64 * CELL_WIDTH;
             let y = self.y + (position / columns) as f64 * CELL_HEIGHT;

@@ -103,7 +103,7 @@ impl Grid {
     }
 
     /// First and one past the last position that a region touches; `None` for an empty region.
-    fn block(&self, region: &Region) -> Option<(Vec<u64>, Vec<u64>)> {
+    pub fn block(&self, region: &Region) -> Option<(Vec<u64>, Vec<u64>)> {
         debug_assert_eq!(region.rank(), self.rank());
         if region.is_empty() {
             return None;

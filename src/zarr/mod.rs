@@ -1,7 +1,7 @@
 //! Array to chunks: zarr v2 and v3 metadata, chunk grids, codec chains and shard indexes.
 //!
 //! One [`ArrayMeta`] describes an array of either version. It says which key holds which part of the array and how the
-//! bytes under a key become elements. Nothing here reads or decompresses anything.
+//! bytes under a key become elements; a [`NewArray`] becomes the metadata of one. Nothing here reads or decompresses anything.
 //!
 //! Must not know: where keys are stored, devices, files.
 
@@ -12,11 +12,13 @@ mod json;
 pub mod shard;
 mod v2;
 mod v3;
+mod write;
 
 pub use codecs::{ByteCodec, Chunk, Endian, IndexLocation, Layout, Sharded};
 pub use grid::{Grid, Positions};
 pub use v2::parse as parse_v2;
 pub use v3::parse as parse_v3;
+pub use write::{Compression, Format, NewArray, NewArrayError};
 
 use crate::dtype::DType;
 
@@ -94,5 +96,16 @@ impl ChunkKeys {
             Self::V2 { .. } if position.is_empty() => "0".to_owned(),
             Self::V2 { separator } => joined(separator),
         }
+    }
+
+    /// The grid position that a key of an array of this rank spells; `None` for any other key.
+    pub fn position(self, key: &str, rank: usize) -> Option<Vec<u64>> {
+        let (separator, body) = match self {
+            _ if rank == 0 => return (self.key(&[]) == key).then(Vec::new),
+            Self::Default { separator } => (separator, key.strip_prefix('c')?.strip_prefix(separator)?),
+            Self::V2 { separator } => (separator, key),
+        };
+        let position: Option<Vec<u64>> = body.split(separator).map(|number| number.parse().ok()).collect();
+        position.filter(|position| position.len() == rank && self.key(position) == key)
     }
 }

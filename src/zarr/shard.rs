@@ -111,6 +111,30 @@ pub fn index_range(
     })
 }
 
+/// The bytes of an index of inner chunks with these offsets and lengths, `None` for one that is not stored: the inverse
+/// of [`ShardIndex::parse`]. Where it stands and that the places lie inside the value is the caller's business.
+///
+/// # Errors
+/// [`ShardError::Count`] beyond [`INNER_CHUNKS_MAX`].
+pub fn encode_index(places: &[Option<(u64, u64)>], endian: Endian, crc32c: bool) -> Result<Vec<u8>, ShardError> {
+    let len = index_len(places.len() as u64, crc32c)?;
+    let mut bytes = Vec::with_capacity(usize::try_from(len).unwrap_or_default());
+    for place in places {
+        let Entry { offset, len } = place.map_or(ABSENT, |(offset, len)| Entry { offset, len });
+        for word in [offset, len] {
+            bytes.extend_from_slice(&match endian {
+                Endian::Little => word.to_le_bytes(),
+                Endian::Big => word.to_be_bytes(),
+            });
+        }
+    }
+    if crc32c {
+        let checksum = crc32c::crc32c(&bytes);
+        bytes.extend_from_slice(&checksum.to_le_bytes());
+    }
+    Ok(bytes)
+}
+
 impl ShardIndex {
     /// Reads an index from exactly its bytes. Checks the checksum and that every entry lies inside the value.
     ///
@@ -242,6 +266,19 @@ mod tests {
     }
 
     proptest! {
+        #[test]
+        fn what_is_encoded_is_parsed(
+            places in prop::collection::vec(prop::option::of((0_u64..1 << 40, 0_u64..1 << 40)), 0..20),
+            big: bool,
+            crc: bool,
+        ) {
+            let endian = if big { Endian::Big } else { Endian::Little };
+            let bytes = encode_index(&places, endian, crc).unwrap();
+            let index = ShardIndex::parse(&bytes, places.len() as u64, endian, crc, 1 << 41).unwrap();
+            let found: Vec<_> = (0..index.len()).map(|inner| index.entry(inner)).collect();
+            prop_assert_eq!(found, places);
+        }
+
         #[test]
         fn any_bytes_are_an_index_or_an_error(
             bytes in prop::collection::vec(any::<u8>(), 0..80), count in 0u64..5, crc: bool, value_len: u64,

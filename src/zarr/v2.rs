@@ -53,7 +53,7 @@ fn data_type(value: &Value) -> Result<(DType, Endian), MetaError> {
 }
 
 /// Kind and size as numpy spells them; `None` for the types that only ml_dtypes has.
-const fn numpy_code(dtype: DType) -> Option<&'static str> {
+pub(super) const fn numpy_code(dtype: DType) -> Option<&'static str> {
     Some(match dtype {
         DType::Bool => "b1",
         DType::Int8 => "i1",

@@ -158,7 +158,7 @@ fn decode_leaf<'a>(
     for ((key, len), kind) in whole_keys(&arena, &keys, expected)?.into_iter().zip(lens).zip(kinds) {
         let value = if kind == INLINE {
             // `inline_bytes` is the sum of these lengths, all of which lie in the arena.
-            let end = start + len as usize;
+            let end = start.saturating_add(usize::try_from(len).unwrap_or(usize::MAX));
             LeafValue::Inline(arena.slice(std::mem::replace(&mut start, end)..end))
         } else {
             let (file, offset) = places.next().ok_or(OcdbtError::Truncated)?;

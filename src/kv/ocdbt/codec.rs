@@ -3,6 +3,7 @@
 use std::borrow::Cow;
 use std::io::Read;
 
+use super::manifest::Compression;
 use super::{OcdbtError, Result};
 use crate::limits::OCDBT_NODE_DECODED_MAX;
 
@@ -41,15 +42,41 @@ pub(super) fn decode_envelope(encoded: &[u8], magic: u32) -> Result<Cow<'_, [u8]
     }
     let mut fields = Cursor::new(covered.get(MAGIC_AND_LENGTH..).ok_or(OcdbtError::Truncated)?);
     match fields.uleb()? {
-        0 => {}
+        FORMAT_VERSION => {}
         found => return Err(OcdbtError::Version { found }),
     }
     match fields.uleb()? {
-        0 if fields.0.len() as u64 > OCDBT_NODE_DECODED_MAX => Err(decoded_limit(fields.0.len() as u64)),
-        0 => Ok(Cow::Borrowed(fields.0)),
-        1 => decode_zstd(fields.0, OCDBT_NODE_DECODED_MAX).map(Cow::Owned),
+        STORED if fields.0.len() as u64 > OCDBT_NODE_DECODED_MAX => Err(decoded_limit(fields.0.len() as u64)),
+        STORED => Ok(Cow::Borrowed(fields.0)),
+        ZSTD => decode_zstd(fields.0, OCDBT_NODE_DECODED_MAX).map(Cow::Owned),
         found => Err(OcdbtError::Compression { found }),
     }
+}
+
+/// Puts a body into its envelope: the inverse of [`decode_envelope`].
+pub(super) fn encode_envelope(magic: u32, body: &[u8], compression: Compression) -> Result<Vec<u8>> {
+    if body.len() as u64 > OCDBT_NODE_DECODED_MAX {
+        return Err(decoded_limit(body.len() as u64));
+    }
+    let (method, body) = match compression {
+        Compression::None => (STORED, Cow::Borrowed(body)),
+        Compression::Zstd { level } => {
+            let frame = zstd::bulk::compress(body, level).map_err(|error| OcdbtError::Zstd(error.to_string()))?;
+            (ZSTD, Cow::Owned(frame))
+        }
+    };
+    let mut fields = Vec::new();
+    put_uleb(&mut fields, FORMAT_VERSION);
+    put_uleb(&mut fields, method);
+    let len = MAGIC_AND_LENGTH + fields.len() + body.len() + CHECKSUM_BYTES;
+    let mut bytes = Vec::with_capacity(len);
+    bytes.extend_from_slice(&magic.to_be_bytes());
+    bytes.extend_from_slice(&(len as u64).to_le_bytes());
+    bytes.extend_from_slice(&fields);
+    bytes.extend_from_slice(&body);
+    let checksum = crc32c::crc32c(&bytes);
+    bytes.extend_from_slice(&checksum.to_le_bytes());
+    Ok(bytes)
 }
 
 /// Decompresses exactly one zstd frame of at most `max` decoded bytes.
@@ -241,9 +268,60 @@ impl<'a> FrontCoded<'a> {
     }
 }
 
+/// Writes an unsigned LEB128 integer in its shortest form.
+pub(super) fn put_uleb(body: &mut Vec<u8>, mut value: u64) {
+    while value >= 0x80 {
+        // The low seven bits, and the bit that says that more follow.
+        body.push((value & 0x7f) as u8 | 0x80);
+        value >>= 7;
+    }
+    body.push(value.to_le_bytes()[0]);
+}
+
+/// Writes a column of integers.
+pub(super) fn put_ulebs(body: &mut Vec<u8>, values: impl IntoIterator<Item = u64>) {
+    values.into_iter().for_each(|value| put_uleb(body, value));
+}
+
+/// Writes the columns of [`FrontCoded`] strings, with the longest prefixes that `limit` (of a position) allows, and
+/// `between` before the suffix bytes.
+pub(super) fn put_front_coded(
+    body: &mut Vec<u8>,
+    strings: &[&[u8]],
+    limit: impl Fn(usize) -> usize,
+    between: impl IntoIterator<Item = u64>,
+) {
+    let shared = strings.windows(2).enumerate().map(|(before, pair)| match pair {
+        [previous, string] => common_prefix(previous, string).min(limit(before + 1)),
+        _ => 0,
+    });
+    let prefix_lens: Vec<usize> = shared.collect();
+    put_ulebs(body, prefix_lens.iter().map(|&len| len as u64));
+    // The first string shares nothing, and its prefix is not stored.
+    let suffixes = || strings.iter().zip(std::iter::once(&0).chain(&prefix_lens));
+    let suffixes = || suffixes().map(|(string, &prefix)| string.get(prefix..).unwrap_or_default());
+    put_ulebs(body, suffixes().map(|suffix| suffix.len() as u64));
+    put_ulebs(body, between);
+    suffixes().for_each(|suffix| body.extend_from_slice(suffix));
+}
+
+/// Number of bytes that two strings start with in common.
+pub(super) fn common_prefix(a: &[u8], b: &[u8]) -> usize {
+    a.iter().zip(b).take_while(|(a, b)| a == b).count()
+}
+
 fn too_long(what: &'static str, found: u64) -> OcdbtError {
     OcdbtError::Range { what, min: 0, max: u16::MAX.into(), found }
 }
+
+/// The only version of the format.
+const FORMAT_VERSION: u64 = 0;
+
+/// Values of the compression field of envelopes and of a database's configuration.
+pub(super) const STORED: u64 = 0;
+pub(super) const ZSTD: u64 = 1;
+
+const CHECKSUM_BYTES: usize = 4;
 
 /// Bytes of the magic and length fields, which come before the version.
 const MAGIC_AND_LENGTH: usize = 12;
@@ -290,6 +368,26 @@ mod tests {
             short.resize((len as usize).saturating_sub(4), 0);
             short.extend(crc32c::crc32c(&short).to_le_bytes());
             assert!(decode_envelope(&short, NODE_MAGIC).is_err(), "{len}");
+        }
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn what_is_put_into_an_envelope_comes_out(body: Vec<u8>, level in -5..6) {
+            for compression in [Compression::None, Compression::Zstd { level }] {
+                let sealed = encode_envelope(NODE_MAGIC, &body, compression).unwrap();
+                proptest::prop_assert_eq!(&*decode_envelope(&sealed, NODE_MAGIC).unwrap(), &body[..]);
+            }
+        }
+
+        #[test]
+        fn integers_come_back(value: u64, bits in 0_u32..64) {
+            let value = value >> bits;
+            let mut bytes = Vec::new();
+            put_uleb(&mut bytes, value);
+            let mut cursor = Cursor::new(&bytes);
+            proptest::prop_assert_eq!(cursor.uleb(), Ok(value));
+            proptest::prop_assert_eq!(cursor.finish(), Ok(()));
         }
     }
 

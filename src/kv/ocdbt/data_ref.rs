@@ -2,7 +2,7 @@
 
 use bytes::Bytes;
 
-use super::codec::{Cursor, FrontCoded};
+use super::codec::{Cursor, FrontCoded, put_front_coded, put_uleb};
 use super::{OcdbtError, Result};
 use crate::limits::OCDBT_NODE_ENTRIES_MAX;
 
@@ -71,6 +71,27 @@ impl DataFileTable {
         Ok(Self(files.collect()))
     }
 
+    /// A table of these files, given as their whole path and the length of their base. Paths and bases have been read or
+    /// checked before: each fits in 16 bits.
+    pub(super) fn new(files: impl IntoIterator<Item = (Bytes, usize)>) -> Self {
+        Self(files.into_iter().map(|(path, base_len)| DataFile { path, base_len }).collect())
+    }
+
+    /// The inverse of [`decode`](Self::decode).
+    pub(super) fn encode(&self, body: &mut Vec<u8>) {
+        put_uleb(body, self.0.len() as u64);
+        if self.0.is_empty() {
+            return;
+        }
+        let paths: Vec<&[u8]> = self.0.iter().map(DataFile::path).collect();
+        // A shared prefix may run into the relative part only if both bases are the same.
+        let limit = |index: usize| match self.0.get(index.saturating_sub(1)..=index) {
+            Some([before, file]) if before.base_len != file.base_len => before.base_len.min(file.base_len),
+            _ => usize::MAX,
+        };
+        put_front_coded(body, &paths, limit, self.0.iter().map(|file| file.base_len as u64));
+    }
+
     pub(super) fn count(&self) -> usize {
         self.0.len()
     }
@@ -133,6 +154,21 @@ mod tests {
         assert_eq!(files, [(&b"p0/"[..], &b"p0/d/a"[..]), (b"p0/", b"p0/d/b"), (b"p1/", b"p1/d/c")]);
         assert_eq!(table.file(3), Err(OcdbtError::FileId { found: 3, count: 3 }));
         assert_eq!(decode("00"), Ok(DataFileTable::default()));
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn what_is_encoded_is_decoded(
+            files in proptest::collection::vec((proptest::collection::vec(0_u8..3, 0..6), 0_usize..6), 0..6),
+        ) {
+            let files = files.into_iter().map(|(path, base_len)| (Bytes::from(path.clone()), base_len.min(path.len())));
+            let table = DataFileTable::new(files);
+            let mut bytes = Vec::new();
+            table.encode(&mut bytes);
+            let mut body = Cursor::new(&bytes);
+            proptest::prop_assert_eq!(DataFileTable::decode(&mut body), Ok(table));
+            proptest::prop_assert_eq!(body.finish(), Ok(()));
+        }
     }
 
     #[test]

@@ -1,10 +1,12 @@
 //! The manifest: a database's configuration and where its latest version stands.
 
-use super::codec::{Cursor, MANIFEST_MAGIC, decode_envelope};
+use super::codec::{Cursor, MANIFEST_MAGIC, STORED, ZSTD, decode_envelope, encode_envelope, put_uleb};
 use super::data_ref::DataFileTable;
-use super::version_tree::{Version, decode_versions, skip_version_nodes};
+use super::version_tree::{Statistics, Version, decode_versions, encode_version, skip_version_nodes};
 use super::{OcdbtError, Result};
-use crate::limits::OCDBT_INLINE_BYTES_MAX;
+use crate::limits::{
+    OCDBT_INLINE_BYTES_DEFAULT, OCDBT_INLINE_BYTES_MAX, OCDBT_NODE_BYTES_DEFAULT, ZSTD_LEVEL_MAX, ZSTD_LEVEL_MIN,
+};
 
 /// The contents of `manifest.ocdbt`, or of one numbered manifest.
 ///
@@ -77,28 +79,74 @@ impl Manifest {
     }
 }
 
+/// A manifest that holds one version of a database: the inverse of [`Manifest::decode`].
+pub(super) fn encode_manifest(
+    config: &Config,
+    files: &DataFileTable,
+    version: &Version,
+    statistics: Statistics,
+    commit_time: u64,
+) -> Result<Vec<u8>> {
+    let mut body = Vec::new();
+    config.encode(&mut body)?;
+    files.encode(&mut body);
+    encode_version(&mut body, version, statistics, commit_time);
+    // No version nodes: there are no earlier versions.
+    put_uleb(&mut body, 0);
+    encode_envelope(MANIFEST_MAGIC, &body, config.compression)
+}
+
 impl Config {
+    /// What this library writes: the limits of values that Orbax sets, nodes of 8 MiB before compression, zstd at its
+    /// default level. `uuid` identifies the database and should be random.
+    pub const fn new(uuid: [u8; 16]) -> Self {
+        Self {
+            uuid,
+            inline_value_bytes_max: OCDBT_INLINE_BYTES_DEFAULT,
+            decoded_node_bytes_max: OCDBT_NODE_BYTES_DEFAULT,
+            version_tree_arity_log2: VERSION_TREE_ARITY_LOG2,
+            compression: Compression::Zstd { level: 0 },
+        }
+    }
+
+    /// The configuration of a manifest of kind single; refuses what [`decode`](Self::decode) would.
+    fn encode(&self, body: &mut Vec<u8>) -> Result<()> {
+        let inline = u64::from(self.inline_value_bytes_max);
+        if inline > OCDBT_INLINE_BYTES_MAX {
+            let what = "max_inline_value_bytes";
+            return Err(OcdbtError::Range { what, min: 0, max: OCDBT_INLINE_BYTES_MAX, found: inline });
+        }
+        check_arity(self.version_tree_arity_log2)?;
+        body.extend_from_slice(&self.uuid);
+        body.push(SINGLE);
+        put_uleb(body, inline);
+        put_uleb(body, self.decoded_node_bytes_max.into());
+        body.push(self.version_tree_arity_log2);
+        match self.compression {
+            Compression::None => put_uleb(body, STORED),
+            Compression::Zstd { level } => {
+                put_uleb(body, ZSTD);
+                body.extend_from_slice(&check_level(level)?.to_le_bytes());
+            }
+        }
+        Ok(())
+    }
+
     /// The configuration, and whether the manifest's kind is single.
     fn decode(body: &mut Cursor<'_>) -> Result<(Self, bool)> {
         let uuid = body.array()?;
         let single = match body.u8()? {
-            0 => true,
-            1 => false,
+            SINGLE => true,
+            NUMBERED => false,
             found => return Err(OcdbtError::ManifestKind { found }),
         };
         let inline_value_bytes_max = decode_u32(body, "max_inline_value_bytes", OCDBT_INLINE_BYTES_MAX)?;
         let decoded_node_bytes_max = decode_u32(body, "max_decoded_node_bytes", u32::MAX.into())?;
         let version_tree_arity_log2 = body.u8()?;
-        if !(1..=16).contains(&version_tree_arity_log2) {
-            let (what, found) = ("version_tree_arity_log2", version_tree_arity_log2.into());
-            return Err(OcdbtError::Range { what, min: 1, max: 16, found });
-        }
+        check_arity(version_tree_arity_log2)?;
         let compression = match body.uleb()? {
-            0 => Compression::None,
-            1 => match body.i32_le()? {
-                level @ -131_072..=22 => Compression::Zstd { level },
-                found => return Err(OcdbtError::Level { found }),
-            },
+            STORED => Compression::None,
+            ZSTD => Compression::Zstd { level: check_level(body.i32_le()?)? },
             found => return Err(OcdbtError::Compression { found }),
         };
         let config =
@@ -107,10 +155,28 @@ impl Config {
     }
 }
 
+fn check_arity(log2: u8) -> Result<()> {
+    if (1..=16).contains(&log2) {
+        return Ok(());
+    }
+    Err(OcdbtError::Range { what: "version_tree_arity_log2", min: 1, max: 16, found: log2.into() })
+}
+
+fn check_level(level: i32) -> Result<i32> {
+    if (ZSTD_LEVEL_MIN..=ZSTD_LEVEL_MAX).contains(&level) { Ok(level) } else { Err(OcdbtError::Level { found: level }) }
+}
+
 fn decode_u32(body: &mut Cursor<'_>, what: &'static str, max: u64) -> Result<u32> {
     let found = body.uleb_within(what, 0, max)?;
     u32::try_from(found).map_err(|_| OcdbtError::Range { what, min: 0, max, found })
 }
+
+/// Values of the manifest kind.
+const SINGLE: u8 = 0;
+const NUMBERED: u8 = 1;
+
+/// TensorStore's default.
+const VERSION_TREE_ARITY_LOG2: u8 = 4;
 
 #[cfg(test)]
 mod tests {

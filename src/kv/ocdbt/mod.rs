@@ -17,6 +17,8 @@
 //! a directory that depends on the references followed so far (see `data_ref`), which is how a merged database points
 //! into the databases of the processes that wrote it.
 //!
+//! [`write()`] is the inverse: an index becomes the bytes of a manifest and of nodes.
+//!
 //! The decoders are pure functions of bytes and return [`OcdbtError`]; only the walk in `scan` asks for bytes, one
 //! batch a level of the tree, and turns errors into [`Error`] with the file and offset. Statistics, commit times and
 //! the tree of older versions are parsed only to pass over them.
@@ -29,12 +31,14 @@ mod data_ref;
 mod manifest;
 mod scan;
 mod version_tree;
+mod write;
 
 #[cfg(test)]
 mod testing;
 
 pub use manifest::{Compression, Config};
 pub use scan::{Database, Union, scan, scan_processes};
+pub use write::{NodePlace, WriteError, Written, write};
 
 use crate::error::Error;
 

@@ -267,7 +267,7 @@ impl Files {
     fn id(&mut self, path: &RelPath) -> FileId {
         *self.ids.entry(path.clone()).or_insert_with(|| {
             // Each file holds a value of some key, and keys are bounded far below 2^32.
-            let id = FileId(self.paths.len() as u32);
+            let id = FileId(u32::try_from(self.paths.len()).unwrap_or(u32::MAX));
             self.paths.push(path.clone());
             id
         })

@@ -1,6 +1,6 @@
 //! Versions: the roots of a database's B+tree, one for each commit.
 
-use super::codec::Cursor;
+use super::codec::{Cursor, put_uleb, put_ulebs};
 use super::data_ref::{DataRef, decode_file_id};
 use super::{OcdbtError, Result};
 
@@ -28,6 +28,45 @@ pub(super) struct Version {
     pub(super) root_height: u8,
     /// The root node; none if the version has no keys.
     pub(super) root: Option<DataRef>,
+}
+
+/// What references to a node say of the tree below it, in this order. No reader needs them.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Statistics {
+    /// Number of keys.
+    pub(super) key_count: u64,
+    /// Bytes of the nodes as they are stored, the one referred to included.
+    pub(super) tree_bytes: u64,
+    /// Bytes of the values out of line.
+    pub(super) indirect_bytes: u64,
+}
+
+impl Statistics {
+    /// Of two trees together, or `None` beyond 64 bits.
+    pub(super) fn plus(self, other: Self) -> Option<Self> {
+        Some(Self {
+            key_count: self.key_count.checked_add(other.key_count)?,
+            tree_bytes: self.tree_bytes.checked_add(other.tree_bytes)?,
+            indirect_bytes: self.indirect_bytes.checked_add(other.indirect_bytes)?,
+        })
+    }
+
+    /// In the order of the columns.
+    pub(super) const fn columns(self) -> [u64; STATISTICS] {
+        [self.key_count, self.tree_bytes, self.indirect_bytes]
+    }
+}
+
+/// Writes one version as columns; `commit_time` is in nanoseconds since 1970.
+pub(super) fn encode_version(body: &mut Vec<u8>, version: &Version, statistics: Statistics, commit_time: u64) {
+    // Even a version without keys names a file, the first one.
+    let (file, offset, len) = version.root.map_or((0, u64::MAX, u64::MAX), |root| (root.file, root.offset, root.len));
+    put_ulebs(body, [1, version.generation]);
+    body.push(version.root_height);
+    put_uleb(body, file as u64);
+    put_ulebs(body, [offset, len]);
+    put_ulebs(body, statistics.columns());
+    body.extend_from_slice(&commit_time.to_le_bytes());
 }
 
 /// The latest of the versions that a manifest holds; the earlier ones are checked and dropped.

@@ -9,6 +9,7 @@ use serde::Deserialize;
 use serde_json::Value;
 
 use super::json::{self, JsonError};
+use super::python::Doc;
 
 /// What is recorded for one array.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -33,6 +34,22 @@ pub fn parse(bytes: &[u8]) -> Result<HashMap<String, ArrayMetadata>, JsonError> 
         (raw.param_name, ArrayMetadata { write_shape: raw.write_shape, chunk_shape: raw.chunk_shape, random_key_impl })
     });
     Ok(records.collect())
+}
+
+/// The bytes of one process's file, from the parameter names and their records in the tree's order.
+pub fn to_bytes<'a>(records: impl IntoIterator<Item = (&'a str, &'a ArrayMetadata)>) -> Vec<u8> {
+    let wrapped = records.into_iter().map(|(name, record)| {
+        let shape = |shape: &Option<Vec<u64>>| Doc::or_null(shape.as_deref().map(Doc::sizes));
+        let key = record.random_key_impl.as_deref().map(|key| Doc::object([("random_key_impl", Doc::text(key))]));
+        let members = [
+            ("param_name", Doc::text(name)),
+            ("write_shape", shape(&record.write_shape)),
+            ("chunk_shape", shape(&record.chunk_shape)),
+            ("ext_metadata", Doc::or_null(key)),
+        ];
+        Doc::object([("array_metadata", Doc::object(members))])
+    });
+    Doc::object([("array_metadatas", Doc::List(wrapped.collect()))]).dumps().into_bytes()
 }
 
 #[derive(Deserialize)]
@@ -73,6 +90,27 @@ mod tests {
     fn truncation_at_every_byte_is_an_error() {
         for end in 0..REAL.len() {
             assert!(parse(&REAL[..end]).is_err());
+        }
+    }
+
+    #[test]
+    fn a_real_file_is_written_as_it_was() {
+        let records = parse(REAL).unwrap();
+        let in_order = ["k", "raw"].map(|name| (name, &records[name]));
+        assert_eq!(to_bytes(in_order), REAL);
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn what_is_written_is_read(names: std::collections::HashSet<String>, shape: Option<Vec<u64>>, key: Option<String>) {
+            let record = |name: &String| ArrayMetadata {
+                write_shape: shape.clone(),
+                chunk_shape: Some(vec![name.len() as u64]),
+                random_key_impl: key.clone(),
+            };
+            let records: HashMap<String, ArrayMetadata> = names.iter().map(|name| (name.clone(), record(name))).collect();
+            let written = to_bytes(records.iter().map(|(name, record)| (name.as_str(), record)));
+            proptest::prop_assert_eq!(parse(&written).unwrap(), records);
         }
     }
 }

@@ -9,6 +9,7 @@ use serde::Deserialize;
 use serde_json::{Map, Value};
 
 use super::json::{self, JsonError};
+use super::python::Doc;
 
 /// The checkpoint's metadata file (`orbax/checkpoint/_src/metadata/checkpoint.py`).
 pub const METADATA_FILE: &str = "_CHECKPOINT_METADATA";
@@ -22,6 +23,15 @@ pub const ROOT_METADATA_DIR: &str = "metadata";
 pub const ROOT_METADATA_FILE: &str = "_ROOT_METADATA";
 /// Its name before.
 pub const OLD_ROOT_METADATA_FILE: &str = "metadata";
+
+/// The text that says that a save ended, since 0.12.3; of a store without renames it is the commit itself.
+pub const COMMIT_FILE: &str = "commit_success.txt";
+/// The handler of a tree in the v1 layout.
+pub const TREE_HANDLER: &str = "orbax.checkpoint.experimental.v1._src.handlers.pytree_handler.PyTreeHandler";
+/// The handler of a JSON item in the v1 layout, whose file is `data.json`.
+pub const JSON_HANDLER: &str = "orbax.checkpoint.experimental.v1._src.handlers.json_handler.JsonHandler";
+/// The handler of the item `metrics`, whose file is `metrics`.
+pub const METRICS_HANDLER: &str = "orbax.checkpoint.experimental.v1._src.handlers.json_handler.MetricsHandler";
 
 /// What `_CHECKPOINT_METADATA` says.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -54,6 +64,35 @@ pub fn parse(bytes: &[u8]) -> Result<CheckpointMetadata, JsonError> {
         commit_ns: nanoseconds("commit_timestamp_nsecs"),
         custom_metadata: file.get("custom_metadata").and_then(worth_keeping),
     })
+}
+
+impl CheckpointMetadata {
+    /// The file's bytes. User metadata that is null or `{}` parses as `None`; everything else comes back as it is.
+    pub fn to_bytes(&self) -> Vec<u8> {
+        let handlers = self.item_handlers.iter().map(|(name, class)| (name.as_str(), Doc::text(class)));
+        let time = |nanoseconds: Option<i64>| Doc::or_null(nanoseconds.map(Doc::Int));
+        let empty = || Doc::object([]);
+        let members = [
+            ("item_handlers", Doc::object(handlers)),
+            ("metrics", empty()),
+            ("performance_metrics", empty()),
+            ("init_timestamp_nsecs", time(self.init_ns)),
+            ("commit_timestamp_nsecs", time(self.commit_ns)),
+            ("custom_metadata", self.custom_metadata.as_ref().map_or_else(empty, Doc::Value)),
+        ];
+        Doc::object(members).dumps().into_bytes()
+    }
+}
+
+/// The bytes of `metadata/_ROOT_METADATA` with this user metadata.
+pub fn root_to_bytes(custom_metadata: Option<&Value>) -> Vec<u8> {
+    let custom = custom_metadata.map_or_else(|| Doc::object([]), Doc::Value);
+    Doc::object([("internal_metadata", Doc::object([])), ("custom_metadata", custom)]).dumps().into_bytes()
+}
+
+/// The text of `commit_success.txt`, which names where the checkpoint lies in the end.
+pub fn commit_text(path: impl std::fmt::Display) -> String {
+    format!("Checkpoint commit was successful to {path}")
 }
 
 /// Parses `metadata/_ROOT_METADATA` into the user's metadata: `{"internal_metadata": .., "custom_metadata": ..}`, or
@@ -118,5 +157,25 @@ mod tests {
         assert_eq!(pending_deletion(br#"{"operation_id": "x", "checkpointable_name": "opt"}"#), Some("opt".into()));
         assert_eq!(pending_deletion(br#"{"checkpointable_name": null}"#), None);
         assert_eq!(pending_deletion(b"{"), None);
+    }
+
+    #[test]
+    fn a_real_file_is_written_as_it_was() {
+        let real = r#"{"item_handlers": {"state": "orbax.checkpoint.experimental.v1._src.handlers.pytree_handler.PyTreeHandler"}, "metrics": {}, "performance_metrics": {}, "init_timestamp_nsecs": 1795527528423193600, "commit_timestamp_nsecs": 1795527528545887154, "custom_metadata": {"a": 1}}"#;
+        let metadata = parse(real.as_bytes()).unwrap();
+        assert_eq!(metadata.item_handlers["state"], TREE_HANDLER);
+        assert_eq!(String::from_utf8(metadata.to_bytes()).unwrap(), real);
+        assert_eq!(commit_text("/tmp/a b"), "Checkpoint commit was successful to /tmp/a b");
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn what_is_written_is_read(item_handlers: BTreeMap<String, String>, init_ns: Option<i64>, commit_ns: Option<i64>, user: Option<String>) {
+            let custom_metadata = user.map(|user| serde_json::json!({user.clone(): [user]}));
+            let metadata = CheckpointMetadata { item_handlers, init_ns, commit_ns, custom_metadata };
+            proptest::prop_assert_eq!(&parse(&metadata.to_bytes()).unwrap(), &metadata);
+            let root = root_to_bytes(metadata.custom_metadata.as_ref());
+            proptest::prop_assert_eq!(parse_root(&root).unwrap(), metadata.custom_metadata);
+        }
     }
 }

@@ -7,6 +7,8 @@
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
+use super::python::Doc;
+
 /// Why a JSON document cannot be read.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{message}")]
@@ -38,6 +40,11 @@ pub fn from_slice<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, JsonError> {
             None => Err(describe(&error, bytes)),
         },
     }
+}
+
+/// A value as `json.dumps` writes it: what a JSON item holds in `data.json`.
+pub fn to_bytes(value: &Value) -> Vec<u8> {
+    Doc::Value(value).dumps().into_bytes()
 }
 
 /// The number in a value, with the quoted forms of the non-finite ones.

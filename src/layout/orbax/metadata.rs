@@ -158,6 +158,12 @@ pub fn param_name(path: &KeyPath) -> String {
     name
 }
 
+/// What stands before an array's own keys (`zarr.json`, `c/0`), by its parameter name. Names are used verbatim; one that ends
+/// in `/` gets no second one, so that `a` and `a/` are one array.
+pub fn key_prefix(name: &str) -> String {
+    if name.is_empty() || name.ends_with('/') { name.to_owned() } else { format!("{name}/") }
+}
+
 /// The names that several leaves share, so that all but one of them lost their data: `{"a.b": x, "a": {"b": y}}`.
 ///
 /// Strings are stored apart from arrays, so a string and an array may share a name.
@@ -334,8 +340,8 @@ fn without_prefixes(entries: Vec<Entry>) -> Result<Vec<Entry>, MetadataError> {
     Ok(entries.into_iter().filter(|_| dropped.next() != Some(true)).collect())
 }
 
-const SEQUENCE: u64 = 1;
-const DICT: u64 = 2;
+pub(super) const SEQUENCE: u64 = 1;
+pub(super) const DICT: u64 = 2;
 
 #[cfg(test)]
 mod tests {

@@ -379,7 +379,7 @@ impl Reader<'_> {
         for _ in 0..rank {
             let at = self.at;
             match self.head()? {
-                Head::Node(Node::Int(extent)) if u64::try_from(extent).is_ok() => shape.push(extent as u64),
+                Head::Node(Node::Int(extent)) if let Ok(extent) = u64::try_from(extent) => shape.push(extent),
                 _ => return Err(self.error(at, Problem::Expected("an extent"))),
             }
         }

@@ -5,10 +5,14 @@
 //! [{"key": .., "value": ..}]}` a namedtuple, and `clazz` `ValueMetadataEntry` a leaf. It only adds to `tree_metadata`, so
 //! whatever does not fit is passed over.
 
+use std::borrow::Cow;
+use std::collections::HashMap;
+
 use serde_json::Value;
 
-use super::json;
-use super::metadata::Container;
+use super::metadata::{Container, Entry};
+use super::python::Doc;
+use super::{json, metadata_write};
 use crate::keypath::{Key, KeyPath};
 use crate::limits::KEY_PATH_DEPTH_MAX;
 
@@ -20,6 +24,85 @@ pub(super) fn containers(text: &str) -> Vec<(KeyPath, Container)> {
     }
     found.sort();
     found
+}
+
+/// The member for a tree with these leaves and these tuples and namedtuples. Leaves of one container need not be neighbours.
+///
+/// Orbax makes a namedtuple type of the names of module and class when it reads; ours are not known, so they are
+/// constants, and the fields tell such types apart.
+pub(super) fn text(entries: &[Entry], containers: &[(KeyPath, Container)]) -> String {
+    let mut root = Branch::default();
+    for entry in entries {
+        let mut branch = &mut root;
+        for key in &entry.path.0 {
+            branch = branch.child(key);
+        }
+        branch.leaf = Some(entry);
+    }
+    let containers = containers.iter().map(|(path, kind)| (path, *kind)).collect();
+    root.doc(&mut KeyPath(Vec::new()), &containers).dumps()
+}
+
+/// A node of the tree that is written; its children are in the order in which they first occur.
+#[derive(Default)]
+struct Branch<'a> {
+    leaf: Option<&'a Entry>,
+    children: Vec<(&'a Key, Self)>,
+    places: HashMap<&'a Key, usize>,
+}
+
+impl<'a> Branch<'a> {
+    fn child(&mut self, key: &'a Key) -> &mut Self {
+        let next = self.children.len();
+        let place = *self.places.entry(key).or_insert(next);
+        if place == next {
+            self.children.push((key, Self::default()));
+        }
+        &mut self.children[place].1
+    }
+
+    fn doc(&self, path: &mut KeyPath, containers: &HashMap<&KeyPath, Container>) -> Doc<'a> {
+        if let (Some(entry), []) = (self.leaf, self.children.as_slice()) {
+            return Doc::object([
+                ("category", Doc::text("custom")),
+                ("clazz", Doc::text("ValueMetadataEntry")),
+                ("data", metadata_write::value(entry)),
+            ]);
+        }
+        let container = containers.get(path).copied();
+        let mut below = Vec::with_capacity(self.children.len());
+        for (key, child) in &self.children {
+            path.0.push((*key).clone());
+            below.push((*key, child.doc(path, containers)));
+            path.0.pop();
+        }
+        let is_list = matches!(below.first(), Some((Key::Index(_), _)));
+        match container {
+            Some(Container::Tuple) => Doc::object([
+                ("category", Doc::text("custom")),
+                ("clazz", Doc::text("tuple")),
+                ("entries", Doc::List(below.into_iter().map(|(_, doc)| doc).collect())),
+            ]),
+            Some(Container::NamedTuple) => {
+                let field = |(key, doc)| Doc::object([("key", Doc::Text(name(key))), ("value", doc)]);
+                Doc::object([
+                    ("category", Doc::text("namedtuple")),
+                    ("module", Doc::text("touchdown")),
+                    ("clazz", Doc::text("NamedTuple")),
+                    ("entries", Doc::List(below.into_iter().map(field).collect())),
+                ])
+            }
+            _ if is_list => Doc::List(below.into_iter().map(|(_, doc)| doc).collect()),
+            _ => Doc::Object(below.into_iter().map(|(key, doc)| (name(key), doc)).collect()),
+        }
+    }
+}
+
+fn name(key: &Key) -> Cow<'_, str> {
+    match key {
+        Key::Index(index) => index.to_string().into(),
+        Key::Name(name) => name.as_str().into(),
+    }
 }
 
 fn walk(node: &Value, path: &mut KeyPath, found: &mut Vec<(KeyPath, Container)>) {

@@ -12,6 +12,7 @@ use serde_json::Value;
 
 use super::base64;
 use super::json::{self, JsonError};
+use super::python::Doc;
 use crate::limits::{DEVICES_MAX, RANK_MAX};
 
 /// How one array was laid out over devices.
@@ -81,6 +82,62 @@ pub fn parse(bytes: &[u8]) -> Result<HashMap<String, SavedSharding>, JsonError> 
         shardings.insert(name, sharding);
     }
     Ok(shardings)
+}
+
+/// The file's bytes, as Orbax 0.12 writes them: parameter names sorted by their encoded form, every axis `Auto`.
+///
+/// Only named and single-device shardings have an entry, as in Orbax; of positional ones it cannot read any. Parsing the
+/// bytes gives the written entries again.
+pub fn to_bytes(shardings: &HashMap<String, SavedSharding>) -> Vec<u8> {
+    let entries = shardings.iter().filter_map(|(name, sharding)| {
+        let entry = match sharding {
+            SavedSharding::Named { mesh, spec } => named_doc(mesh, spec),
+            SavedSharding::Single { device } => {
+                Doc::object([("sharding_type", Doc::text("SingleDeviceSharding")), ("device_str", Doc::text(device))])
+            }
+            SavedSharding::Positional { .. } | SavedSharding::Other(_) => return None,
+        };
+        Some((base64::encode(name.as_bytes()), Value::String(entry.dumps())))
+    });
+    // TensorStore writes this file: compact and sorted, which is what a map's text is.
+    Value::Object(entries.collect()).to_string().into_bytes()
+}
+
+fn named_doc<'a>(mesh: &'a SavedMesh, spec: &'a [Vec<String>]) -> Doc<'a> {
+    let names = |names: &'a [String]| Doc::List(names.iter().map(|name| Doc::text(name)).collect());
+    let dimension = |axes: &'a Vec<String>| match axes.as_slice() {
+        [] => Doc::Null,
+        [axis] => Doc::text(axis),
+        axes => names(axes),
+    };
+    let mut members = vec![
+        ("sharding_type", Doc::text("NamedSharding")),
+        ("shape", Doc::sizes(&mesh.shape)),
+        ("axis_names", names(&mesh.axes)),
+        ("axis_types", Doc::List(mesh.axes.iter().map(|_| Doc::text("AxisType.Auto")).collect())),
+        ("partition_spec", Doc::List(spec.iter().map(dimension).collect())),
+    ];
+    members
+        .extend(mesh.device_ids.as_ref().map(|ids| ("device_mesh", Doc::object([("mesh", nested(ids, &mesh.shape))]))));
+    Doc::object(members)
+}
+
+/// The devices as nested lists of the mesh's shape.
+fn nested(ids: &[i64], shape: &[u64]) -> Doc<'static> {
+    let devices = ids.iter().map(|&id| Doc::object([("id", Doc::Int(id))])).collect();
+    // From the innermost axis out: each pass joins as many neighbours as the axis is long.
+    let nest = |nodes: Vec<Doc<'static>>, &size: &u64| {
+        let mut nodes = nodes.into_iter();
+        let mut rows = Vec::new();
+        loop {
+            let row: Vec<_> = nodes.by_ref().take(usize::try_from(size).unwrap_or(usize::MAX)).collect();
+            if row.is_empty() {
+                return rows;
+            }
+            rows.push(Doc::List(row));
+        }
+    };
+    Doc::or_null(shape.iter().rev().fold(devices, nest).pop())
 }
 
 /// The distinct meshes so far.
@@ -192,6 +249,8 @@ fn device_ids(mesh: &Value, count: u64) -> Option<Vec<i64>> {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
     fn file(entries: &[(&str, &str)]) -> Vec<u8> {
@@ -274,6 +333,38 @@ mod tests {
         let bytes = file(&[("YQ==", NAMED)]);
         for end in 0..bytes.len() {
             assert!(parse(&bytes[..end]).is_err());
+        }
+    }
+
+    /// From a real save: the writer gives its bytes.
+    #[test]
+    fn a_real_file_is_written_as_it_was() {
+        let real = r#"{"ag==":"{\"sharding_type\": \"NamedSharding\", \"shape\": [2, 2], \"axis_names\": [\"x\", \"y\"], \"axis_types\": [\"AxisType.Auto\", \"AxisType.Auto\"], \"partition_spec\": [[\"x\", \"y\"], null], \"device_mesh\": {\"mesh\": [[{\"id\": 0}, {\"id\": 1}], [{\"id\": 2}, {\"id\": 3}]]}}","ajE=":"{\"sharding_type\": \"SingleDeviceSharding\", \"device_str\": \"cpu:0\"}"}"#;
+        assert_eq!(String::from_utf8(to_bytes(&parse(real.as_bytes()).unwrap())).unwrap(), real);
+    }
+
+    fn shardings() -> impl Strategy<Value = SavedSharding> {
+        let axes = proptest::collection::hash_set("[a-zé\"]{1,3}", 0..4);
+        let named = (axes, any::<bool>(), 0..5_usize, any::<u64>()).prop_map(|(axes, has_ids, rank, seed)| {
+            let axes: Vec<String> = axes.into_iter().collect();
+            let shape: Vec<u64> = (0..axes.len() as u64).map(|axis| 1 + (seed >> (2 * axis)) % 4).collect();
+            let count: u64 = shape.iter().product();
+            let mut spec = vec![Vec::new(); rank];
+            for (index, axis) in axes.iter().enumerate() {
+                if let Some(dimension) = spec.get_mut((seed >> (8 + 3 * index)) as usize % 6) {
+                    dimension.push(axis.clone());
+                }
+            }
+            let device_ids = has_ids.then(|| (0..count as i64).map(|id| 7 * id - 2048).collect());
+            SavedSharding::Named { mesh: Arc::new(SavedMesh { axes, shape, device_ids }), spec }
+        });
+        prop_oneof![named, ".{0,8}".prop_map(|device| SavedSharding::Single { device })]
+    }
+
+    proptest! {
+        #[test]
+        fn what_is_written_is_read(shardings in proptest::collection::hash_map(any::<String>(), shardings(), 0..6)) {
+            prop_assert_eq!(parse(&to_bytes(&shardings)).unwrap(), shardings);
         }
     }
 }

@@ -95,9 +95,12 @@ pub enum StoredKind {
 pub const MSGPACK_FILE: &str = "checkpoint";
 /// The name of the tree's metadata file.
 pub const METADATA_FILE: &str = "_METADATA";
-const SHARDING_FILE: &str = "_sharding";
-const STRINGS_FILE: &str = "_strings.json";
-const ARRAY_METADATA_DIR: &str = "array_metadatas";
+/// The file of the shardings with which arrays were saved.
+pub const SHARDING_FILE: &str = "_sharding";
+/// The file of string leaves.
+pub const STRINGS_FILE: &str = "_strings.json";
+/// The directory of the records of arrays on devices.
+pub const ARRAY_METADATA_DIR: &str = "array_metadatas";
 const FIRST_ARRAY_METADATA: &str = "process_0";
 
 /// Reads the structure of the item in this directory, in two batches (three for aggregated or very old items).

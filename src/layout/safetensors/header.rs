@@ -205,6 +205,18 @@ pub fn dtype_name(dtype: DType) -> Option<&'static str> {
     DTYPES.iter().find(|(_, known)| *known == dtype).map(|(name, _)| *name)
 }
 
+/// The bytes that an array takes in a file; `None` if it is too large or its packed elements fill no whole bytes.
+pub fn stored_bytes(dtype: DType, shape: &[u64]) -> Option<u64> {
+    let bits = packed_bits(dtype).map_or(8 * dtype.size() as u64, u64::from);
+    let bits = shape.iter().try_fold(bits, |bits, &extent| bits.checked_mul(extent));
+    bits.filter(|bits| shape.len() <= RANK_MAX && bits % 8 == 0).map(|bits| bits / 8)
+}
+
+/// The place of a type in the format's own order, from narrow to wide elements.
+pub(super) fn order(dtype: DType) -> Option<usize> {
+    DTYPES.iter().position(|(_, known)| *known == dtype)
+}
+
 impl Header {
     /// The tensors sorted by name.
     pub fn sorted(&self) -> Vec<&Tensor> {
@@ -217,10 +229,7 @@ impl Header {
 fn tensor(name: String, raw: RawTensor, data_start: u64) -> Result<Tensor, HeaderError> {
     let RawTensor { dtype, shape, data_offsets: [begin, end] } = raw;
     let Some(dtype) = dtype_from_name(&dtype) else { return Err(HeaderError::DType { tensor: name, dtype }) };
-    let bits = packed_bits(dtype).map_or(8 * dtype.size() as u64, u64::from);
-    let needed =
-        shape.iter().try_fold(bits, |bits, &extent| bits.checked_mul(extent)).filter(|_| shape.len() <= RANK_MAX);
-    let Some(needed) = needed.filter(|bits| bits % 8 == 0).map(|bits| bits / 8) else {
+    let Some(needed) = stored_bytes(dtype, &shape) else {
         return Err(HeaderError::Shape { tensor: name, shape });
     };
     match (end.checked_sub(begin), data_start.checked_add(begin)) {
@@ -288,9 +297,9 @@ impl<'de> Deserialize<'de> for Members {
     }
 }
 
-const METADATA: &str = "__metadata__";
+pub(super) const METADATA: &str = "__metadata__";
 
-/// The format's types. `F8_E4M3` is what ml_dtypes calls `float8_e4m3fn`.
+/// The format's types, in its own order. `F8_E4M3` is what ml_dtypes calls `float8_e4m3fn`.
 const DTYPES: [(&str, DType); 22] = [
     ("BOOL", DType::Bool),
     ("F4", DType::Float4E2M1FN),

@@ -1,12 +1,15 @@
 //! Safetensors: one file, the files of an index, or all files of a directory.
 //!
 //! [`read`] asks for the sizes and the heads of the files and returns where each tensor's bytes lie. [`header`] parses one
-//! file's header, [`index`] a `model.safetensors.index.json`. Nothing is read beyond the headers.
+//! file's header, [`index`] a `model.safetensors.index.json`, and [`mod@write`] makes both;
+//! [`tree`] is what a tree has beyond tensors. Nothing is read beyond the headers.
 //!
 //! Must not know: devices, meshes, what the tensors are for.
 
 pub mod header;
 pub mod index;
+pub mod tree;
+pub mod write;
 
 use std::collections::{BTreeMap, HashMap};
 

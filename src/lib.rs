@@ -22,12 +22,12 @@
 //! let mesh = Mesh::new([("data", 2), ("model", 4)], Device::cpus(8))?;
 //! let target = checkpoint
 //!     .target()                                                               // everything, as stored
-//!     .skip(["opt_state/**"])?                                                // a rule without a match is an error
-//!     .shard(&mesh, [("**/kernel", spec![_, "model"]), ("**/bias", spec!["model"])])?
+//!     .skip(["opt_state/**"])                                                // a rule without a match is an error
+//!     .shard(&mesh, [("**/kernel", spec![_, "model"]), ("**/bias", spec!["model"])])
 //!     .otherwise(Otherwise::Replicate)                                        // said, never assumed
-//!     .cast([("params/**", DType::BFloat16)])?
-//!     .rename([("^params/(.*)/kernel$", "$1.weight")])?
-//!     .transpose([("*.weight", vec![1, 0])])?;                                // JAX [in, out] becomes [out, in]
+//!     .cast([("params/**", DType::BFloat16)])
+//!     .rename([("^params/(.*)/kernel$", "$1.weight")])
+//!     .transpose([("*.weight", vec![1, 0])]);                                // JAX [in, out] becomes [out, in]
 //! println!("{}", checkpoint.plan(&target)?);                                  // bytes, requests, peak memory: before any read
 //!
 //! let engine = Engine::new(EngineOptions::default())?;                        // threads and staging memory, reusable
@@ -64,6 +64,9 @@
 //!
 //! `ARCHITECTURE.md` in the repository explains the folders, the decisions behind them and the invariants.
 
+// Sizes come from files. In tests they are written down.
+#![cfg_attr(not(test), warn(clippy::cast_possible_truncation))]
+
 pub mod dtype;
 pub mod error;
 pub mod keypath;
@@ -73,6 +76,7 @@ pub mod relpath;
 pub mod shape;
 
 pub mod decode;
+pub mod encode;
 pub mod io;
 pub mod kv;
 pub mod layout;
@@ -87,11 +91,15 @@ pub mod cli;
 
 pub use dtype::{CastPolicy, DType};
 pub use error::{Error, ErrorKind, Result};
+pub use io::Io;
 pub use keypath::{Key, KeyPath};
 pub use plan::{Device, Mesh, MeshDevice, Plan, Process, Sharding, Spec, Verify};
+pub use tree::convert::{ConvertOptions, ConvertProgress, ConvertReport, ConvertTo, convert};
+pub use tree::save::{SaveOptions, Tree, delete, delete_item};
 pub use tree::{
-    Array, Checkpoint, Engine, EngineOptions, Job, Leaf, Load, Missing, OpenOptions, Otherwise, Pattern, Shard, State,
-    Take, Target, Value, load, load_async, metadata, open,
+    Array, Checkpoint, Engine, EngineOptions, Job, Leaf, Load, LoadedItem, Missing, OpenOptions, Otherwise, Pattern,
+    Save, Shard, State, Take, Target, Value, load, load_async, load_items, metadata, open, save, save_async,
+    save_items,
 };
 
 // Types of these crates stand in our signatures.

@@ -34,14 +34,15 @@ pub(super) struct Args {
 pub(super) fn run(args: &Args) -> Result<ExitCode> {
     let checkpoint = args.source.open()?;
     let pattern = || Pattern::glob(&KeyPath::from_escaped(&args.leaf).to_string());
-    let mut target = checkpoint.target().only([pattern()])?;
+    let mut target = checkpoint.target().only([pattern()]);
+    target.check()?;
     let kind = checkpoint.leaves().iter().find(|leaf| pattern().matches(&leaf.path)).map(|leaf| &leaf.kind);
     let shape = kind.and_then(|kind| kind.array()).map(|array| checkpoint.arrays()[array].meta.shape.clone());
     if let Some(slice) = &args.slice {
         let shape = shape.unwrap_or_default();
         // From the last dimension on, so that taking an index does not move the ones still to come.
         for take in takes(slice, &shape)?.into_iter().rev() {
-            target = target.take([(pattern(), take)])?;
+            target = target.take([(pattern(), take)]);
         }
     }
     let state = Engine::new(args.engine.options()?)?.load(&checkpoint, &target)?.wait()?;
@@ -50,7 +51,7 @@ pub(super) fn run(args: &Args) -> Result<ExitCode> {
         Leaf::Array(array) => (Some(array.dtype), Some(array.shape.clone()), nested(array)?),
         Leaf::Value { value, dtype } => (*dtype, dtype.map(|_| Vec::new()), value.json()),
         Leaf::None => (None, None, Json::Null),
-        Leaf::Empty(container) => (None, None, json!(container)),
+        Leaf::Empty(container) => (None, None, json!(container.name())),
     };
     if args.json {
         output::json(&json!({

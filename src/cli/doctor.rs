@@ -1,18 +1,23 @@
 //! `touchdown doctor`: what this machine offers.
 
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 use serde_json::json;
 
 use super::output;
 use super::plan::available_memory;
-use crate::error::Result;
+use crate::error::{Error, Result};
+use crate::io::store::leftovers;
 use crate::plan::explain::human_bytes;
 
 pub(super) const EXAMPLE: &str = "Example:\n  touchdown doctor --json";
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
+    /// A directory of checkpoints, to look for what crashed saves left there.
+    #[arg(default_value = ".")]
+    dir: PathBuf,
     /// One JSON object.
     #[arg(long)]
     json: bool,
@@ -27,6 +32,9 @@ pub(super) fn run(args: &Args) -> Result<ExitCode> {
     let huge = first_line("/sys/kernel/mm/transparent_hugepage/enabled");
     let files = limit("Max open files");
     let locked = limit("Max locked memory");
+    let left = leftovers(&args.dir).map_err(|error| {
+        Error::not_found("the directory cannot be listed").at("path", args.dir.display()).caused_by(error)
+    })?;
     if args.json {
         output::json(&json!({
             "schema": 1,
@@ -39,6 +47,7 @@ pub(super) fn run(args: &Args) -> Result<ExitCode> {
             "transparent_hugepages": huge,
             "cuda": {"state": gpus.state(), "detail": gpus.to_string(), "devices": gpus.count()},
             "codecs": codecs(),
+            "leftovers": output::leftovers_json(&left),
         }))?;
         return Ok(ExitCode::SUCCESS);
     }
@@ -48,29 +57,26 @@ pub(super) fn run(args: &Args) -> Result<ExitCode> {
         ["kernel".to_owned(), text(kernel)],
         ["cores".to_owned(), cores.to_string()],
         ["memory available".to_owned(), text(memory.map(human_bytes))],
-        ["positioned reads".to_owned(), "yes, on threads".to_owned()],
-        ["io_uring".to_owned(), format!("{}, {uring_why}", if uring { "allowed here" } else { "not allowed here" })],
+        ["positioned reads".to_owned(), "yes, on threads (default)".to_owned()],
+        [
+            "io_uring".to_owned(),
+            if uring { format!("yes (`--io uring`), {uring_why}") } else { format!("no, {uring_why}") },
+        ],
         ["open files (soft limit)".to_owned(), text(files)],
         ["locked memory (soft limit)".to_owned(), text(locked)],
         ["transparent huge pages".to_owned(), text(huge)],
         ["CUDA".to_owned(), gpus.to_string()],
         ["codecs".to_owned(), codecs().join(", ")],
     ];
-    output::text(&output::table(&rows.map(|row| row.to_vec())))?;
+    output::text(&(output::table(&rows.map(|row| row.to_vec())) + &output::leftovers_text(&left)))?;
     Ok(ExitCode::SUCCESS)
 }
 
-/// Whether the kernel's switch allows io_uring. This version does not use it; the next reader will.
-fn io_uring() -> (bool, &'static str) {
-    if !cfg!(feature = "uring") {
-        return (false, "not part of this build (feature `uring`)");
-    }
-    match first_line("/proc/sys/kernel/io_uring_disabled").as_deref() {
-        Some("0") => (true, "this version does not use it yet"),
-        Some("1") => (false, "kernel.io_uring_disabled is 1: only for privileged processes"),
-        Some(_) => (false, "kernel.io_uring_disabled is 2: switched off"),
-        None => (false, "the kernel has no io_uring switch (older than 6.6, or none)"),
-    }
+/// Whether a ring can be set up here, which is tried, and why not.
+fn io_uring() -> (bool, String) {
+    let Err(error) = crate::io::uring_setup() else { return (true, "can be set up".to_owned()) };
+    let advice = error.advice().map_or_else(String::new, |advice| format!(" ({advice})"));
+    (false, format!("{error}{advice}"))
 }
 
 fn codecs() -> Vec<&'static str> {

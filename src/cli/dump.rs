@@ -53,7 +53,7 @@ pub(super) fn dump(state: &State, dir: &Path) -> Result<()> {
             }
             Leaf::None => json!({"path": path, "kind": "none", "dtype": null, "shape": null, "value": null}),
             Leaf::Empty(container) => {
-                json!({"path": path, "kind": "empty", "dtype": null, "shape": null, "value": null, "container": container})
+                json!({"path": path, "kind": "empty", "dtype": null, "shape": null, "value": null, "container": container.name()})
             }
         });
     }

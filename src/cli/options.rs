@@ -6,14 +6,15 @@ use std::sync::Arc;
 use clap::{Args, ValueEnum};
 use serde::Deserialize;
 
-use super::rules::{self, pattern};
+use super::rules;
 use crate::dtype::{CastPolicy, DType};
 use crate::error::{Error, ErrorKind, Result};
+use crate::io::Io;
 use crate::keypath::KeyPath;
 use crate::layout::StepChoice;
 use crate::limits::{CPU_DEVICES_MAX, WORKERS_MAX};
 use crate::plan::{Device, Mesh, Sharding, Spec, Verify};
-use crate::tree::{Checkpoint, EngineOptions, Missing, OpenOptions, Otherwise, Row, RowView, Target};
+use crate::tree::{Checkpoint, EngineOptions, Missing, OpenOptions, Otherwise, Pattern, Row, RowView, Target, Value};
 
 /// Which checkpoint.
 #[derive(Debug, Args)]
@@ -101,8 +102,8 @@ pub(super) struct TargetArgs {
     #[arg(long)]
     pad: bool,
     /// The value to pad with.
-    #[arg(long, value_name = "V", default_value = "0", allow_hyphen_values = true, requires = "pad")]
-    pad_value: f64,
+    #[arg(long, value_name = "V", default_value = "0", allow_hyphen_values = true, requires = "pad", value_parser = number)]
+    pad_value: Value,
     /// What happens to values that a type cannot hold.
     #[arg(long, value_enum, default_value = "saturate")]
     cast_policy: PolicyArg,
@@ -145,45 +146,42 @@ impl TargetArgs {
             Some(text) => Mesh::new(axes(text)?, devices.iter().copied())?,
             None => Mesh::line(devices.iter().copied())?,
         };
-        let regex = self.regex;
-        let patterns = |texts: &[String]| texts.iter().map(|text| pattern(text, regex)).collect::<Result<Vec<_>>>();
+        // What is misspelt is left out for now, so that everything that does not fit is reported at once.
+        let mut read = Reading { regex: self.regex, failed: Vec::new() };
         let mut target = checkpoint.target();
         if let Some(file) = &self.target {
             let missing = match self.missing {
                 MissingArg::Error => Missing::Error,
                 MissingArg::Keep => Missing::Keep,
             };
-            target = target.rows(self.rows(file, checkpoint, &mesh, &devices)?, missing)?;
+            target = target.rows(self.rows(file, checkpoint, &mesh, &devices, &mut read)?, missing);
         }
         if !self.only.is_empty() {
-            target = target.only(patterns(&self.only)?)?;
+            target = target.only(read.patterns(&self.only));
         }
         if !self.skip.is_empty() {
-            target = target.skip(patterns(&self.skip)?)?;
+            target = target.skip(read.patterns(&self.skip));
         }
         target = target
-            .take(rules::rules("take", &self.take, regex, rules::take)?)?
-            .transpose(rules::rules("transpose", &self.transpose, regex, rules::numbers)?)?
-            .shape(rules::rules("shape", &self.shape, regex, rules::numbers)?)?;
-        if !self.rename.is_empty() {
-            let renames = self.rename.iter().map(|text| rules::split("rename", text)).collect::<Result<Vec<_>>>()?;
-            target = target.rename(renames)?;
-        }
-        target = target.cast(rules::rules("cast", &self.cast, regex, rules::dtype)?)?;
-        target = target.shard(&mesh, rules::rules("spec", &self.spec, regex, rules::spec)?)?;
+            .take(read.rules("take", &self.take, rules::take))
+            .transpose(read.rules("transpose", &self.transpose, rules::numbers))
+            .shape(read.rules("shape", &self.shape, rules::numbers))
+            .rename(self.rename.iter().filter_map(|text| read.keep(rules::split("rename", text))))
+            .cast(read.rules("cast", &self.cast, rules::dtype))
+            .shard(&mesh, read.rules("spec", &self.spec, rules::spec));
         if self.mesh.is_none() {
             target = target.shard_as_saved(&devices);
         }
         if !self.order.is_empty() {
-            target = target.order(patterns(&self.order)?)?;
+            target = target.order(read.patterns(&self.order));
         }
         if self.pad {
-            target = target.pad(self.pad_value);
+            target = target.pad(self.pad_value.clone());
         }
         if self.even {
             target = target.even();
         }
-        Ok(target
+        let target = target
             .cast_policy(match self.cast_policy {
                 PolicyArg::Saturate => CastPolicy::Saturate,
                 PolicyArg::Wrap => CastPolicy::Wrap,
@@ -192,16 +190,21 @@ impl TargetArgs {
             .otherwise(match self.otherwise {
                 OtherwiseArg::Replicate => Otherwise::Replicate,
                 OtherwiseArg::Refuse => Otherwise::Refuse,
-            }))
+            });
+        if read.failed.is_empty() {
+            return Ok(target);
+        }
+        Error::merged(read.failed.into_iter().chain(target.check().err())).map_or(Ok(target), Err)
     }
 
-    /// The rows of a target file.
+    /// The rows of a target file; types and specs that make no sense are noted and left out.
     fn rows(
         &self,
         file: &std::path::Path,
         checkpoint: &Checkpoint,
         mesh: &Arc<Mesh>,
         devices: &[Device],
+        read: &mut Reading,
     ) -> Result<Vec<Row>> {
         let in_file = |error: Error| error.at("target file", file.display());
         let text = std::fs::read(file)
@@ -220,20 +223,12 @@ impl TargetArgs {
             let dtype = row.dtype.as_deref().map(|name| {
                 name.parse::<DType>().map_err(|error| in_file(Error::invalid(error.to_string()).at("leaf", &row.path)))
             });
-            let spec = match row.spec {
-                Some(spec) => self.row_spec(&row.path, spec, checkpoint, mesh, devices).map_err(in_file)?,
-                None => None,
-            };
-            Ok(Row {
-                kind: row.kind,
-                dtype: dtype.transpose()?,
-                shape: row.shape,
-                sharding: spec,
-                view: row.view.map(ViewOf::view),
-                path: row.path,
-            })
+            let dtype = dtype.and_then(|dtype| read.keep(dtype));
+            let spec = row.spec.map(|spec| self.row_spec(&row.path, spec, checkpoint, mesh, devices).map_err(in_file));
+            let sharding = spec.and_then(|spec| read.keep(spec)).flatten();
+            Row { kind: row.kind, dtype, shape: row.shape, sharding, view: row.view.map(ViewOf::view), path: row.path }
         });
-        rows.collect()
+        Ok(rows.collect())
     }
 
     /// The mesh that a row's spec speaks of: the one on the command line; without one the saved mesh, if it has as many
@@ -251,7 +246,11 @@ impl TargetArgs {
         if self.mesh.is_some() || fits(mesh) {
             return Ok(Some((Arc::clone(mesh), spec)));
         }
-        let saved = checkpoint.leaves().iter().find(|leaf| leaf.path == *path).and_then(|leaf| leaf.saved.as_ref());
+        let saved = checkpoint
+            .leaves()
+            .iter()
+            .find(|leaf| leaf.path.to_string() == path.to_string())
+            .and_then(|leaf| leaf.saved.as_ref());
         if let Some(saved) = saved {
             let saved_mesh = &checkpoint.meshes()[saved.mesh];
             if saved_mesh.shape.iter().product::<u64>() == devices.len() as u64 {
@@ -272,6 +271,27 @@ impl TargetArgs {
     }
 }
 
+/// Reads the texts of rules, and keeps what failed.
+struct Reading {
+    /// Whether patterns are regular expressions.
+    regex: bool,
+    failed: Vec<Error>,
+}
+
+impl Reading {
+    fn keep<T>(&mut self, read: Result<T>) -> Option<T> {
+        read.map_err(|error| self.failed.push(error)).ok()
+    }
+
+    fn patterns(&mut self, texts: &[String]) -> Vec<Pattern> {
+        texts.iter().filter_map(|text| self.keep(rules::pattern(text, self.regex))).collect()
+    }
+
+    fn rules<V>(&mut self, option: &str, texts: &[String], value: impl Fn(&str) -> Result<V>) -> Vec<(Pattern, V)> {
+        texts.iter().filter_map(|text| self.keep(rules::rule(option, text, self.regex, &value))).collect()
+    }
+}
+
 /// How the work is done.
 #[derive(Debug, Args)]
 pub(super) struct EngineArgs {
@@ -284,7 +304,7 @@ pub(super) struct EngineArgs {
     /// Workers that decode and place; 0 for one a core.
     #[arg(long, default_value_t = 0)]
     threads: usize,
-    /// How files are read. This version reads with positioned reads on threads.
+    /// How files are read: through io_uring, with positioned reads on threads, or whichever suits (auto).
     #[arg(long, value_enum, default_value = "auto")]
     io: IoArg,
 }
@@ -296,7 +316,7 @@ enum VerifyArg {
     Off,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+#[derive(Clone, Copy, Debug, ValueEnum)]
 enum IoArg {
     Auto,
     Uring,
@@ -305,11 +325,6 @@ enum IoArg {
 
 impl EngineArgs {
     pub(super) fn options(&self) -> Result<EngineOptions> {
-        if self.io == IoArg::Uring {
-            return Err(
-                Error::invalid("this version has no io_uring reader").hint("leave out --io, or give `--io pread`")
-            );
-        }
         if self.threads > WORKERS_MAX {
             return Err(Error::invalid("too many threads")
                 .expected(format_args!("at most {WORKERS_MAX}"))
@@ -320,6 +335,11 @@ impl EngineArgs {
             VerifyArg::Auto => Verify::Auto,
             VerifyArg::Full => Verify::Full,
             VerifyArg::Off => Verify::Off,
+        };
+        options.io = match self.io {
+            IoArg::Auto => Io::Auto,
+            IoArg::Uring => Io::Uring,
+            IoArg::Pread => Io::Pread,
         };
         if let Some(memory) = &self.memory {
             options.staging_bytes = rules::bytes(memory)?;
@@ -378,6 +398,14 @@ impl OneOrMany {
             Self::One(name) => vec![name],
             Self::Many(names) => names,
         }
+    }
+}
+
+/// An integer, exactly, or a floating-point number.
+fn number(text: &str) -> Result<Value, std::num::ParseFloatError> {
+    match text.trim().parse::<i128>() {
+        Ok(value) => Ok(Value::Int(value)),
+        Err(_) => text.trim().parse::<f64>().map(Value::Float),
     }
 }
 

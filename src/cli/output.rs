@@ -2,9 +2,10 @@
 
 use std::io::{BufWriter, Write};
 
-use serde_json::Value as Json;
+use serde_json::{Value as Json, json};
 
 use crate::error::{Error, ErrorKind, Result};
+use crate::io::store::{Leftover, LeftoverKind};
 
 /// Writes bytes to stdout.
 pub(super) fn bytes(bytes: &[u8]) -> Result<()> {
@@ -64,4 +65,30 @@ pub(super) fn printable(text: &str) -> String {
 /// A shape as `[3, 4]`.
 pub(super) fn shape(shape: &[u64]) -> String {
     format!("{shape:?}")
+}
+
+/// What crashed saves left behind, for people.
+pub(super) fn leftovers_text(leftovers: &[Leftover]) -> String {
+    let line = |leftover: &Leftover| {
+        let what = match leftover.kind {
+            LeftoverKind::Staging => "of an unfinished save or removal; it can be removed",
+            LeftoverKind::Replaced => {
+                "an old checkpoint that was being replaced; if there is none of its name, rename it back"
+            }
+        };
+        format!("left over: {}, {what}\n", leftover.path.display())
+    };
+    leftovers.iter().map(line).collect()
+}
+
+/// The same as JSON.
+pub(super) fn leftovers_json(leftovers: &[Leftover]) -> Json {
+    let entry = |leftover: &Leftover| {
+        let kind = match leftover.kind {
+            LeftoverKind::Staging => "staging",
+            LeftoverKind::Replaced => "replaced",
+        };
+        json!({"path": leftover.path.display().to_string(), "kind": kind, "name": leftover.name})
+    };
+    leftovers.iter().map(entry).collect()
 }

@@ -18,19 +18,16 @@ pub(super) fn pattern(text: &str, regex: bool) -> Result<Pattern> {
     Ok(pattern.only(filter))
 }
 
-/// Rules of one option.
-pub(super) fn rules<V>(
+/// A rule of an option.
+pub(super) fn rule<V>(
     option: &str,
-    texts: &[String],
+    text: &str,
     regex: bool,
     value: impl Fn(&str) -> Result<V>,
-) -> Result<Vec<(Pattern, V)>> {
-    let parse = |text: &String| {
-        let (left, right) = split(option, text)?;
-        let value = value(right).map_err(|error| error.at("rule", format_args!("`--{option} {text}`")))?;
-        Ok((pattern(left, regex)?, value))
-    };
-    texts.iter().map(parse).collect()
+) -> Result<(Pattern, V)> {
+    let (left, right) = split(option, text)?;
+    let value = value(right).map_err(|error| error.at("rule", format_args!("`--{option} {text}`")))?;
+    Ok((pattern(left, regex)?, value))
 }
 
 /// The two sides of a rule.
@@ -99,6 +96,7 @@ pub(super) fn bytes(text: &str) -> Result<u64> {
         .unwrap_or((text.strip_suffix('B').unwrap_or(text), 1));
     let number: f64 = digits.trim().parse().map_err(|_| bad())?;
     let bytes = number * unit as f64;
+    #[allow(clippy::cast_possible_truncation, reason = "fractions of a byte are dropped, and it is below 2^63")]
     if bytes.is_finite() && (0.0..9e18).contains(&bytes) { Ok(bytes as u64) } else { Err(bad()) }
 }
 

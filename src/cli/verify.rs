@@ -46,6 +46,7 @@ pub(super) fn run(args: &Args) -> Result<ExitCode> {
             "bytes_stored": found.bytes_stored,
             "bytes_decoded": found.bytes_decoded,
             "problems": found.problems.iter().map(problem).collect::<Vec<_>>(),
+            "leftovers": output::leftovers_json(&found.leftovers),
         }))?;
     } else {
         let mut text = String::new();
@@ -53,6 +54,7 @@ pub(super) fn run(args: &Args) -> Result<ExitCode> {
             let affected = if problem.data_affected { "damaged" } else { "metadata" };
             text += &format!("{affected}: {}\n", problem.message);
         }
+        text += &output::leftovers_text(&found.leftovers);
         let checked = if args.deep { "decoded and checked" } else { "references checked" };
         text += &format!(
             "{} items, {} leaves, {} chunks, {} stored: {checked}, {} problems\n",

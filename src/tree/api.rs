@@ -1,16 +1,19 @@
-//! Loads without an engine of one's own: free functions that make one and join it.
+//! Loads and saves without an engine of one's own: free functions that make one and join it.
 
+use std::collections::BTreeMap;
 use std::future::Future;
 use std::path::Path;
 use std::pin::Pin;
 use std::task::{Context, Poll};
 
-use super::checkpoint::{Checkpoint, Metadata, OpenOptions};
+use super::checkpoint::{Checkpoint, Metadata, OpenOptions, describe, read_json};
 use super::engine::{Engine, EngineOptions};
 use super::job::{Job, Progress};
+use super::save::{SaveJob, SaveOptions, SaveProgress, SaveReport, Tree, TreeItem};
 use super::state::State;
 use super::target::Target;
 use crate::error::Result;
+use crate::layout::{Item, ItemKind};
 
 /// Opens a checkpoint: Orbax of any release, a root of steps (its latest whole step), or safetensors. Reads metadata only.
 ///
@@ -74,6 +77,123 @@ impl Future for Load {
     type Output = Result<State>;
 
     fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Result<State>> {
+        Pin::new(&mut self.job).poll(context)
+    }
+}
+
+/// An item that was loaded.
+#[non_exhaustive]
+#[derive(Debug)]
+pub enum LoadedItem {
+    /// A tree.
+    Tree(Box<State>),
+    /// Any JSON.
+    Json(serde_json::Value),
+}
+
+impl LoadedItem {
+    /// The tree, if it is one.
+    pub fn tree(&self) -> Option<&State> {
+        match self {
+            Self::Tree(state) => Some(state),
+            Self::Json(_) => None,
+        }
+    }
+
+    /// The JSON, if it is that.
+    pub fn json(&self) -> Option<&serde_json::Value> {
+        match self {
+            Self::Tree(_) => None,
+            Self::Json(value) => Some(value),
+        }
+    }
+}
+
+/// Loads every item of a checkpoint, trees as stored, into host memory: Orbax's `load_checkpointables`. Items of other kinds are
+/// left out; [`Checkpoint::description`] names them.
+///
+/// # Errors
+/// See [`Checkpoint::open`] and [`load`].
+pub fn load_items(path: impl AsRef<Path>) -> Result<BTreeMap<String, LoadedItem>> {
+    let path = path.as_ref();
+    let engine = Engine::new(EngineOptions::default())?;
+    let (root, description) = describe(path, &OpenOptions::default())?;
+    let mut loaded = BTreeMap::new();
+    for Item { name, kind, dir } in description.items {
+        let item = match kind {
+            ItemKind::Tree => {
+                let checkpoint =
+                    Checkpoint::open(path, &OpenOptions { item: Some(name.clone()), ..OpenOptions::default() })?;
+                LoadedItem::Tree(Box::new(engine.load(&checkpoint, &checkpoint.target())?.wait()?))
+            }
+            ItemKind::Json => LoadedItem::Json(read_json(&root, &dir)?),
+            ItemKind::Other => continue,
+        };
+        loaded.insert(name, item);
+    }
+    Ok(loaded)
+}
+
+/// Saves a tree as a new checkpoint, on an engine that lives for this call; see [`Engine::save`].
+///
+/// # Errors
+/// A destination that exists, leaves that cannot be saved, whatever the file system refuses. The destination is as it was then.
+pub fn save(path: impl AsRef<Path>, tree: &Tree, options: &SaveOptions) -> Result<SaveReport> {
+    Engine::new(EngineOptions::default())?.save(path, tree, options)?.wait()
+}
+
+/// Saves several items as one new checkpoint; see [`Engine::save_items`].
+///
+/// # Errors
+/// As [`save`], and names that cannot be items'.
+pub fn save_items(path: impl AsRef<Path>, items: &[(String, TreeItem)], options: &SaveOptions) -> Result<SaveReport> {
+    Engine::new(EngineOptions::default())?.save_items(path, items, options)?.wait()
+}
+
+/// Starts a save on an engine that lives as long as the handle. The tree is checked in this call, and its bytes are shared: the
+/// snapshot is now, and the caller may change or drop what it has at once.
+///
+/// # Errors
+/// A destination that exists, or leaves that cannot be saved; everything later comes from the handle.
+pub fn save_async(path: impl AsRef<Path>, tree: &Tree, options: &SaveOptions) -> Result<Save> {
+    let engine = Engine::new(EngineOptions::default())?;
+    let job = engine.save(path, tree, options)?;
+    Ok(Save { job, _engine: engine })
+}
+
+/// A save on an engine of its own: a future of the [`SaveReport`]. Dropping it waits until the save is done: it is not lost, and
+/// no thread stays behind.
+#[derive(Debug)]
+pub struct Save {
+    job: SaveJob,
+    // Dropped last: it finishes the save and joins its threads.
+    _engine: Engine,
+}
+
+impl Save {
+    /// How far it is.
+    pub fn progress(&self) -> SaveProgress {
+        self.job.progress()
+    }
+
+    /// Asks it to stop; what was written so far is removed.
+    pub fn cancel(&self) {
+        self.job.cancel();
+    }
+
+    /// Blocks until the checkpoint is in place.
+    ///
+    /// # Errors
+    /// See [`SaveJob::wait`].
+    pub fn wait(self) -> Result<SaveReport> {
+        self.job.wait()
+    }
+}
+
+impl Future for Save {
+    type Output = Result<SaveReport>;
+
+    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Result<SaveReport>> {
         Pin::new(&mut self.job).poll(context)
     }
 }

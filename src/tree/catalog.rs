@@ -5,21 +5,21 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
+use super::checkpoint::ask;
 use super::inline::{read_elements, whole_wants};
 use super::value::Value;
 use crate::dtype::DType;
 use crate::error::{Error, ErrorKind, Result};
 use crate::io::Root;
-use crate::keypath::{Key, KeyPath};
+use crate::keypath::KeyPath;
 use crate::kv::{self, Index, ocdbt};
-use crate::layout::orbax::metadata::{Container, ValueType};
+use crate::layout::orbax::metadata::{Container, ValueType, key_prefix};
 use crate::layout::orbax::msgpack::Node;
 use crate::layout::orbax::sharding::{SavedMesh, SavedSharding};
 use crate::layout::orbax::tree::{StoredKind, StoredLeaf, TreeItem, TreeRead, read_tree};
-use crate::layout::safetensors;
-use crate::limits::{CHUNKS_MAX, LEAVES_MAX, ZARR_JSON_BYTES_MAX};
+use crate::limits::{CHUNKS_LOOKED_UP_MAX, LEAVES_MAX, ZARR_JSON_BYTES_MAX};
 use crate::need::{Answer, Asker, DirEntry, EntryKind, Need, unfit};
-use crate::plan::{StoredArray, Values};
+use crate::plan::{StoredArray, Values, stored_positions};
 use crate::relpath::RelPath;
 use crate::shape::{Region, element_count};
 use crate::zarr::{ArrayMeta, ByteCodec, Chunk, ChunkKeys, Endian, Grid, Layout, parse_v2, parse_v3};
@@ -30,7 +30,12 @@ pub(super) struct Catalog {
     pub(super) leaves: Vec<LeafInfo>,
     pub(super) arrays: Vec<StoredArray>,
     pub(super) meshes: Vec<Arc<SavedMesh>>,
+    /// Which sequences are tuples and which mappings namedtuples, where that is recorded.
+    pub(super) containers: Vec<(KeyPath, Container)>,
+    /// The user's metadata of the tree.
     pub(super) custom_metadata: Option<serde_json::Value>,
+    /// The user's metadata of the checkpoint, where the tree's own files have it.
+    pub(super) checkpoint_metadata: Option<serde_json::Value>,
     pub(super) notes: Vec<Error>,
 }
 
@@ -215,7 +220,7 @@ impl Store {
         let mut needs = Vec::new();
         for (number, name) in names.iter().enumerate() {
             let Some(index) = &self.index else { continue };
-            let prefix = key_prefix(name);
+            let prefix = key_prefix(name).into_bytes();
             let hit = META_KEYS.iter().find_map(|meta| {
                 let value = index.get(&[prefix.as_slice(), meta.as_bytes()].concat())?;
                 Some((*meta, value))
@@ -340,6 +345,7 @@ impl Builder {
             meshes.into_iter().map(|(mesh, number)| (number, mesh)).collect();
         ordered.sort_by_key(|(number, _)| *number);
         self.catalog.meshes = ordered.into_iter().map(|(_, mesh)| mesh).collect();
+        self.catalog.containers = item.containers;
         self.catalog.custom_metadata = item.custom_metadata;
         self.catalog.notes = item.notes;
         Ok(())
@@ -355,7 +361,7 @@ impl Builder {
         let meta =
             parse(&found.bytes).map_err(|error| Error::from(error).at("metadata", found.meta).at("array", name))?;
         let values = match (&self.store.index, found.in_index) {
-            (Some(index), true) => Values::Keys { index: Arc::clone(index), prefix: key_prefix(name) },
+            (Some(index), true) => Values::Keys { index: Arc::clone(index), prefix: key_prefix(name).into_bytes() },
             _ => Values::Directory(self.store.dir.join(name)?),
         };
         self.catalog.arrays.push(StoredArray {
@@ -424,34 +430,6 @@ impl Builder {
     }
 }
 
-/// Reads the headers of safetensors files: a flat tree, one name a leaf.
-pub(super) async fn read_safetensors(ask: &Asker, source: &safetensors::Source) -> Result<Catalog> {
-    let mut catalog = Catalog::default();
-    let mut custom = serde_json::Map::new();
-    for file in safetensors::read(ask, source).await? {
-        for tensor in file.tensors {
-            let codecs = match safetensors::header::packed_bits(tensor.dtype) {
-                Some(bits) => vec![ByteCodec::Packed { bits }],
-                None => Vec::new(),
-            };
-            let meta = plain_meta(tensor.dtype, tensor.shape.clone(), codecs).ok_or_else(|| {
-                Error::corrupt("the tensor's shape is absurd")
-                    .at("tensor", &tensor.name)
-                    .found(format_args!("{:?}", tensor.shape))
-            })?;
-            let values = Values::Extent { path: file.path.clone(), offset: tensor.offset, len: tensor.len };
-            let array =
-                StoredArray { name: tensor.name.clone(), meta: Arc::new(meta), values, every_chunk_stored: true };
-            let path = KeyPath(vec![Key::Name(tensor.name)]);
-            catalog.leaves.push(LeafInfo { path, kind: LeafKind::Array(catalog.arrays.len()), saved: None });
-            catalog.arrays.push(array);
-        }
-        custom.extend(file.metadata.into_iter().map(|(key, value)| (key, value.into())));
-    }
-    catalog.custom_metadata = (!custom.is_empty()).then(|| custom.into());
-    Ok(catalog)
-}
-
 impl Catalog {
     /// Reads the values of all scalars at once.
     pub(super) fn read_scalars(&mut self, root: &Root) -> Result<()> {
@@ -504,13 +482,13 @@ impl Catalog {
                     bytes[number] = Some(chunks.map(|(_, value)| value.len()).sum());
                 }
                 Values::Directory(dir) => {
-                    let region = Region::whole(&array.meta.shape);
-                    let count = array.meta.grid.chunk_count(&array.meta.shape).filter(|count| *count <= CHUNKS_MAX);
-                    if count.is_none() {
-                        bytes[number] = None;
-                        continue;
-                    }
-                    for position in array.meta.grid.positions(&region) {
+                    let grid = &array.meta.grid;
+                    let few = grid.chunk_count(&array.meta.shape).is_some_and(|count| count <= CHUNKS_LOOKED_UP_MAX);
+                    let positions: Vec<Vec<u64>> = match few {
+                        true => grid.positions(&Region::whole(&array.meta.shape)).collect(),
+                        false => ask(root, |asker| async move { stored_positions(&asker, array).await })?,
+                    };
+                    for position in positions {
                         asked.push(number);
                         needs.push(Need::Size { path: dir.join(array.meta.keys.key(&position))? });
                     }
@@ -547,7 +525,7 @@ pub(super) fn is_chunk_key(meta: &ArrayMeta, key: &[u8]) -> bool {
 }
 
 /// An array of one uncompressed (or packed) chunk.
-fn plain_meta(dtype: DType, shape: Vec<u64>, codecs: Vec<ByteCodec>) -> Option<ArrayMeta> {
+pub(super) fn plain_meta(dtype: DType, shape: Vec<u64>, codecs: Vec<ByteCodec>) -> Option<ArrayMeta> {
     let chunk_shape: Vec<u64> = shape.iter().map(|&extent| extent.max(1)).collect();
     let order = (0..shape.len()).collect();
     Some(ArrayMeta {
@@ -558,11 +536,6 @@ fn plain_meta(dtype: DType, shape: Vec<u64>, codecs: Vec<ByteCodec>) -> Option<A
         fill: vec![0; dtype.size()],
         keys: ChunkKeys::V2 { separator: '.' },
     })
-}
-
-/// What stands before an array's own keys. Names are used verbatim; one that ends in `/` gets no second one.
-fn key_prefix(name: &str) -> Vec<u8> {
-    if name.is_empty() || name.ends_with('/') { name.into() } else { [name.as_bytes(), b"/"].concat() }
 }
 
 /// The keys of array metadata, zarr v3 first.

@@ -4,16 +4,20 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::catalog::{Catalog, LeafInfo, LeafKind, read_orbax, read_safetensors};
+use super::catalog::{Catalog, LeafInfo, LeafKind, read_orbax};
 use super::land::decoder_cost;
 use super::target::Target;
+use super::tensors::read_safetensors;
 use crate::dtype::DType;
 use crate::error::{Error, Result};
+use crate::io::store::{LeftoverKind, leftovers};
 use crate::io::{Root, serve};
 use crate::keypath::KeyPath;
+use crate::layout::orbax::metadata::Container;
 use crate::layout::{self, Description, Entry, Format, Item, ItemKind, StepChoice, default_item};
 use crate::need::{Asker, Machine};
 use crate::plan::{self, Limits, Plan, Spec, StoredArray};
+use crate::relpath::RelPath;
 
 /// How to open a checkpoint.
 #[derive(Clone, Debug, Default)]
@@ -103,7 +107,7 @@ impl Checkpoint {
             path = %shown,
             layout = description.layout.as_str(),
             leaves = catalog.leaves.len(),
-            ms = start.elapsed().as_millis() as u64,
+            ms = start.elapsed().as_secs_f64() * 1e3,
             "opened"
         );
         Ok(Self(Arc::new(Inner { root: Arc::new(root), description, item, catalog, opening: start.elapsed() })))
@@ -131,7 +135,22 @@ impl Checkpoint {
 
     /// The user's metadata of the tree or, failing that, of the checkpoint.
     pub fn custom_metadata(&self) -> Option<&serde_json::Value> {
-        self.0.catalog.custom_metadata.as_ref().or(self.0.description.custom_metadata.as_ref())
+        self.tree_metadata().or(self.checkpoint_metadata())
+    }
+
+    /// The user's metadata of the tree alone.
+    pub(super) fn tree_metadata(&self) -> Option<&serde_json::Value> {
+        self.0.catalog.custom_metadata.as_ref()
+    }
+
+    /// The user's metadata of the checkpoint alone.
+    pub(super) fn checkpoint_metadata(&self) -> Option<&serde_json::Value> {
+        self.0.description.custom_metadata.as_ref().or(self.0.catalog.checkpoint_metadata.as_ref())
+    }
+
+    /// The sequences that are tuples and the mappings that are namedtuples, where that is recorded (Orbax's rich types).
+    pub fn containers(&self) -> &[(KeyPath, Container)] {
+        &self.0.catalog.containers
     }
 
     /// The value of a JSON item; NaN and infinities as strings.
@@ -143,9 +162,7 @@ impl Checkpoint {
         if item.kind != ItemKind::Json {
             return Err(Error::invalid("the item is no JSON").at("item", name).found(item.kind.as_str()));
         }
-        let dir = item.dir.clone();
-        ask(&self.0.root, |asker| async move { layout::orbax::tree::read_json(&asker, &dir).await })
-            .map_err(|error| error.at("item", name))
+        read_json(&self.0.root, &item.dir).map_err(|error| error.at("item", name))
     }
 
     /// Everything that the checkpoint says about itself, without what it takes to load it.
@@ -254,6 +271,11 @@ impl Checkpoint {
     }
 }
 
+/// The value of the JSON item in this directory.
+pub(super) fn read_json(root: &Root, dir: &RelPath) -> Result<serde_json::Value> {
+    ask(root, |asker| async move { layout::orbax::tree::read_json(&asker, dir).await })
+}
+
 /// Opens a path and finds out what it is.
 pub(super) fn describe(path: &Path, options: &OpenOptions) -> Result<(Root, Description)> {
     let (root, entry) = open_root(path)?;
@@ -285,7 +307,14 @@ pub(super) fn open_root(path: &Path) -> Result<(Root, Entry)> {
         let error = known.unwrap_or_else(|| Error::not_found("no such path").caused_by(error));
         match error.kind() {
             crate::ErrorKind::NotFound => {
-                error.at("path", path.display()).hint("give the directory of a checkpoint or a .safetensors file")
+                let error = error.at("path", path.display());
+                match replaced(path) {
+                    Some(old) => error.hint(format!(
+                        "replacing it was interrupted; the old checkpoint is at {}: rename it back",
+                        old.display()
+                    )),
+                    None => error.hint("give the directory of a checkpoint or a .safetensors file"),
+                }
             }
             _ => error.at("path", path.display()),
         }
@@ -302,6 +331,14 @@ pub(super) fn open_root(path: &Path) -> Result<(Root, Entry)> {
         _ => Path::new("."),
     };
     Ok((Root::open(parent)?, Entry::File(name)))
+}
+
+/// Where a checkpoint is that an interrupted overwrite moved aside.
+fn replaced(path: &Path) -> Option<std::path::PathBuf> {
+    let path = std::path::absolute(path).ok()?;
+    let name = path.file_name()?.to_string_lossy();
+    let left = leftovers(path.parent()?).ok()?;
+    left.into_iter().find(|one| one.kind == LeftoverKind::Replaced && one.name == name).map(|one| one.path)
 }
 
 /// The name of the directory that was given, whatever way it was spelt (`.`, a trailing `/`).

@@ -11,7 +11,7 @@ use std::time::Instant;
 
 use rayon::ThreadPool;
 
-use super::land::{FirstError, Stream, located};
+use super::land::{FirstError, Stream, located, part_of_read};
 use super::state::Stage;
 use super::work::{self, Work};
 use crate::error::{Error, ErrorKind, Result};
@@ -55,7 +55,7 @@ pub(super) fn run(work: Work, reader: &mut dyn Reader, pool: &ThreadPool, ring: 
     tracing::info!(
         bytes_read = drive.read.bytes,
         requests = drive.requests,
-        ms = work.start.elapsed().as_millis() as u64,
+        ms = work.start.elapsed().as_secs_f64() * 1e3,
         ok = result.is_ok(),
         "loaded"
     );
@@ -217,7 +217,7 @@ impl Drive<'_> {
         self.read.bytes += len;
         self.reads.insert(ticket, reading);
         // At most a slot, which is a usize.
-        self.reader.submit(ticket, ReadAt { file, offset, len: len as usize, buffer });
+        self.reader.submit(ticket, ReadAt { file, offset, len: usize::try_from(len).unwrap_or(usize::MAX), buffer });
     }
 
     fn file(&mut self, number: u32) -> Result<Arc<OpenFile>> {
@@ -290,8 +290,7 @@ impl Drive<'_> {
                 let unit = &landing.plan.units[position as usize];
                 let stored: Result<&[u8]> = match (&unit.source, &read, batch.read) {
                     (Source::File { offset, len, .. }, Some((slot, _)), Some(range)) => {
-                        let from = (offset - range.offset) as usize;
-                        slot.get(from..from + *len as usize).ok_or_else(|| Error::bug("a unit lies outside its read"))
+                        part_of_read(slot, offset - range.offset, *len)
                     }
                     (Source::Inline(bytes), ..) => Ok(bytes),
                     (Source::Fill(element), ..) => Ok(element),

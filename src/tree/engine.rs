@@ -7,11 +7,12 @@
 //! ```
 //!
 //! The driver admits work in plan order as the [`Budget`] allows; everything else follows from completions. Loads of one
-//! engine run one after the other. Dropping the engine cancels the load at work and those that are queued, waits for reads
-//! in flight and joins its threads; nothing outlives it.
+//! engine run one after the other, and so do saves. Dropping the engine cancels the load at work and those that are queued,
+//! finishes saves, waits for reads in flight and joins its threads; nothing outlives it.
 //!
 //! [`Budget`]: crate::io::Budget
 
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Sender, channel};
@@ -23,10 +24,11 @@ use rayon::{ThreadPool, ThreadPoolBuildError, ThreadPoolBuilder};
 use super::checkpoint::Checkpoint;
 use super::drive::run;
 use super::job::Job;
+use super::save::{SaveJob, SaveOptions, SaveWork, Tree, TreeItem};
 use super::target::Target;
 use super::work::Work;
 use crate::error::{Error, ErrorKind, Result};
-use crate::io::{Buffer, PreadReader, Reader, Ring};
+use crate::io::{self, Buffer, Io, Ring};
 use crate::limits::{MERGE_GAP_BYTES_DEFAULT, READER_THREADS_DEFAULT, SLOT_BYTES, SLOTS_MIN, STAGING_BYTES_DEFAULT};
 use crate::place::{Destination, HostDestination, Memory, ShardSpec};
 use crate::plan::{Limits, Plan, Verify};
@@ -38,7 +40,9 @@ pub struct EngineOptions {
     pub staging_bytes: u64,
     /// Workers that decode and place; 0 for one a core.
     pub threads: usize,
-    /// Threads that read.
+    /// How files are read.
+    pub io: Io,
+    /// Threads that do positioned reads; io_uring has one thread.
     pub reader_threads: usize,
     /// Reads whose gap is at most this are merged, in bytes.
     pub merge_gap_bytes: u64,
@@ -51,6 +55,7 @@ impl Default for EngineOptions {
         Self {
             staging_bytes: STAGING_BYTES_DEFAULT,
             threads: 0,
+            io: Io::Auto,
             reader_threads: READER_THREADS_DEFAULT,
             merge_gap_bytes: MERGE_GAP_BYTES_DEFAULT,
             verify: Verify::Auto,
@@ -98,10 +103,12 @@ impl EngineOptions {
 pub struct Engine {
     options: EngineOptions,
     limits: Limits,
+    reader: &'static str,
     startup: Duration,
     /// Tells the driver to end the load at work, and those that are queued.
     closing: Arc<AtomicBool>,
-    jobs: Option<Sender<Work>>,
+    jobs: Option<Sender<Request>>,
+    workers: Arc<Workers>,
     driver: Option<JoinHandle<()>>,
 }
 
@@ -109,28 +116,34 @@ impl Engine {
     /// Starts an engine.
     ///
     /// # Errors
-    /// A budget too small to work with, or a system that starts no more threads.
+    /// A budget too small to work with, a system that starts no more threads, or [`Io::Uring`] where there is none.
     pub fn new(options: EngineOptions) -> Result<Self> {
         let start = Instant::now();
         let limits = options.limits()?;
         let no_threads = |error: Box<dyn std::error::Error + Send + Sync>| {
             Error::new(ErrorKind::Io, "the system starts no more threads").caused_by(error)
         };
-        let workers = Workers::new(options.workers()).map_err(|error| no_threads(error.into()))?;
-        let mut reader: Box<dyn Reader> = Box::new(PreadReader::new(options.reader_threads)?);
+        let workers = Arc::new(Workers::new(options.workers()).map_err(|error| no_threads(error.into()))?);
+        let drivers = Arc::clone(&workers);
+        let mut reader = io::reader(options.io, options.reader_threads)?;
+        let reader_name = reader.name();
         let ring = Ring::new(usize::try_from(limits.slot_bytes).unwrap_or(SLOT_BYTES));
-        let (jobs, queue) = channel::<Work>();
+        let (jobs, queue) = channel::<Request>();
         let closing = Arc::new(AtomicBool::new(false));
         let closed = Arc::clone(&closing);
         let driver = std::thread::Builder::new()
             .name("touchdown-driver".to_owned())
             .spawn(move || {
-                while let Ok(work) = queue.recv() {
-                    run(work, reader.as_mut(), workers.pool(), &ring, &closed);
+                while let Ok(request) = queue.recv() {
+                    match request {
+                        Request::Load(work) => run(*work, reader.as_mut(), drivers.pool(), &ring, &closed),
+                        Request::Save(work) => work.run(drivers.pool()),
+                    }
                 }
             })
             .map_err(|error| no_threads(error.into()))?;
-        Ok(Self { options, limits, startup: start.elapsed(), closing, jobs: Some(jobs), driver: Some(driver) })
+        let (jobs, driver) = (Some(jobs), Some(driver));
+        Ok(Self { options, limits, reader: reader_name, startup: start.elapsed(), closing, jobs, workers, driver })
     }
 
     /// What it was started with.
@@ -141,6 +154,16 @@ impl Engine {
     /// The limits under which it plans.
     pub fn limits(&self) -> Limits {
         self.limits
+    }
+
+    /// What it reads with, `uring` or `pread`: what [`Io::Auto`] has come to.
+    pub fn reader(&self) -> &'static str {
+        self.reader
+    }
+
+    /// Its workers, for work that is neither a load nor a save.
+    pub(super) fn pool(&self) -> &ThreadPool {
+        self.workers.pool()
     }
 
     /// How long starting took: threads now, pinned memory and device contexts where there are devices.
@@ -208,10 +231,51 @@ impl Engine {
         memory: Vec<Buffer>,
     ) -> Result<Job> {
         let (work, job) = Work::new(checkpoint, target, plan, clock, memory, self.limits)?;
-        let sent = self.jobs.as_ref().is_some_and(|jobs| jobs.send(work).is_ok());
-        if sent { Ok(job) } else { Err(Error::bug("the engine's driver has ended")) }
+        self.send(Request::Load(Box::new(work)))?;
+        Ok(job)
+    }
+
+    /// Saves a tree as the item `state` of a new checkpoint, where Orbax looks first. Returns once the tree is checked and the
+    /// destination's temporary directory exists.
+    ///
+    /// The snapshot is the call: array bytes are shared and immutable, so the caller may go on at once, and nothing is copied.
+    ///
+    /// # Errors
+    /// A destination that exists, leaves that cannot be saved (all of them in one error); nothing is written then. Everything
+    /// later comes from the [`SaveJob`].
+    pub fn save(&self, path: impl AsRef<Path>, tree: &Tree, options: &SaveOptions) -> Result<SaveJob> {
+        self.save_items(path, &[(STATE_ITEM.to_owned(), TreeItem::Tree(tree.clone()))], options)
+    }
+
+    /// Saves several items in one checkpoint: all of them appear at once or none does. See [`save`](Self::save).
+    ///
+    /// # Errors
+    /// As [`save`](Self::save), and names that cannot be items'.
+    pub fn save_items(
+        &self,
+        path: impl AsRef<Path>,
+        items: &[(String, TreeItem)],
+        options: &SaveOptions,
+    ) -> Result<SaveJob> {
+        let (work, job) = SaveWork::new(path.as_ref(), items, options, self.limits.staging_bytes)?;
+        self.send(Request::Save(Box::new(work)))?;
+        Ok(job)
+    }
+
+    fn send(&self, request: Request) -> Result<()> {
+        let sent = self.jobs.as_ref().is_some_and(|jobs| jobs.send(request).is_ok());
+        if sent { Ok(()) } else { Err(Error::bug("the engine's driver has ended")) }
     }
 }
+
+/// What the driver is asked to do.
+enum Request {
+    Load(Box<Work>),
+    Save(Box<SaveWork>),
+}
+
+/// The item that Orbax's `save` writes and its `load` looks for first.
+const STATE_ITEM: &str = "state";
 
 impl Drop for Engine {
     fn drop(&mut self) {
@@ -224,13 +288,15 @@ impl Drop for Engine {
     }
 }
 
-/// The threads that decode and place. A pool by itself only tells its threads to end; this waits until they have.
+/// The threads that decode and place, shared by the engine and its driver, which ends first. A pool by itself only tells its threads to end; this waits until they have.
+#[derive(Debug)]
 struct Workers {
     // Dropped first, which tells the threads to end.
     pool: ThreadPool,
     _threads: Joined,
 }
 
+#[derive(Debug)]
 struct Joined(Vec<JoinHandle<()>>);
 
 impl Workers {

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 
 use super::checkpoint::ask;
-use super::land::{Landing, decoder_cost};
+use super::land::{Landing, decoder_cost, part_of_read};
 use crate::dtype::CastPolicy;
 use crate::error::{Error, Result};
 use crate::io::{Buffer, Ring, Root, serve};
@@ -79,8 +79,7 @@ pub(super) fn read_elements(root: &Root, arrays: &[StoredArray], wants: Vec<Want
         for unit in &plan.units[batch.units.start as usize..batch.units.end as usize] {
             let stored: &[u8] = match (&unit.source, &bytes) {
                 (Source::File { offset, len, .. }, Some((read, bytes))) => {
-                    let from = (offset - read.offset) as usize;
-                    bytes.get(from..from + *len as usize).ok_or_else(|| Error::bug("a unit lies outside its read"))?
+                    part_of_read(bytes, offset - read.offset, *len)?
                 }
                 (Source::Inline(bytes), _) => bytes,
                 (Source::Fill(element), _) => element,
@@ -93,6 +92,7 @@ pub(super) fn read_elements(root: &Root, arrays: &[StoredArray], wants: Vec<Want
     let by_leaf: HashMap<u32, usize> =
         plan.shards.iter().enumerate().map(|(shard, planned)| (planned.leaf, shard)).collect();
     let mut memory: Vec<Option<Buffer>> = memory.into_iter().map(Some).collect();
-    let take = |leaf: usize| by_leaf.get(&(leaf as u32)).and_then(|&shard| memory[shard].take());
+    let take =
+        |leaf: usize| by_leaf.get(&u32::try_from(leaf).unwrap_or(u32::MAX)).and_then(|&shard| memory[shard].take());
     (0..plan.leaves.len()).map(take).map(|buffer| buffer.ok_or_else(|| Error::bug("a want has no shard"))).collect()
 }

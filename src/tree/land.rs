@@ -14,10 +14,11 @@ use crate::dtype::DType;
 use crate::error::{Error, Result};
 use crate::io::{OpenFile, Ring, Root, Slot, read_error};
 use crate::limits::ZSTD_WINDOW_LOG_MAX;
+use crate::plan::route::{Elements, Route, routes};
 use crate::plan::{Placement, Plan, PlannedShard, SingleShard, Slabs, Source, Unit, UnitArray, Verify};
-use crate::shape::strides;
-use crate::transform::cpu::{OpError, SharedBytes, convert, execute};
-use crate::transform::{Convert, Op};
+use crate::shape::{Region, strides};
+use crate::transform::cpu::{Cpu, OpError, SharedBytes, convert};
+use crate::transform::{Convert, Executor, Op, Step};
 use crate::zarr::shard::{ShardError, ShardIndex, index_range};
 use crate::zarr::{ByteCodec, Endian};
 
@@ -167,15 +168,14 @@ impl Landing {
     fn direct(&self, unit: &Unit, array: &UnitArray) -> Option<&mut [u8]> {
         let [placement] = unit.placements.as_slice() else { return None };
         let convert = self.convert(array, placement);
-        let plain = convert.from == convert.to && !convert.swap && !decode_form_differs(convert.from);
-        let whole = placement.region.extent == unit.shape;
-        let same_order = placement
-            .strides
-            .iter()
-            .zip(strides(&unit.shape))
-            .zip(&unit.shape)
-            .all(|((have, want), extent)| *extent == 1 || *have == want);
-        if !(plain && whole && same_order) {
+        let elements =
+            Elements { from: convert.from.size() as u64, to: convert.to.size() as u64, plain: convert.is_plain() };
+        let planned = &self.plan.shards[placement.shard as usize];
+        let position = *planned.devices.first()? as usize;
+        let device = self.plan.leaves[planned.leaf as usize].sharding.mesh.devices()[position].device;
+        let whole = Region::whole(&unit.shape);
+        if placement.region != whole || routes(&unit.shape, &whole, &[(placement, elements)], device) != [Route::Direct]
+        {
             return None;
         }
         let target = &self.targets[placement.shard as usize];
@@ -217,6 +217,7 @@ impl Landing {
     ) -> Result<()> {
         let start = Instant::now();
         let mut moved = 0;
+        let mut steps = Vec::with_capacity(placements.len());
         for placement in placements {
             let convert = self.convert(array, placement);
             let first: u64 = placement.region.start.iter().zip(source_strides).map(|(at, stride)| at * stride).sum();
@@ -229,14 +230,14 @@ impl Landing {
                 target_start: placement.start,
                 convert,
             };
-            #[allow(unsafe_code)]
-            // SAFETY: placements of a plan are disjoint, so no other unit writes these elements, and nobody reads them
-            // before the leaf is complete.
-            let lossy = unsafe { execute(&op, decoded, &self.targets[placement.shard as usize]) }.map_err(op_error)?;
-            let leaf = self.plan.shards[placement.shard as usize].leaf as usize;
-            self.lossy[leaf].fetch_add(lossy, Ordering::Relaxed);
+            let (shard, leaf) = (placement.shard as usize, self.plan.shards[placement.shard as usize].leaf as usize);
+            steps.push(Step { op, target: &self.targets[shard], lossy: &self.lossy[leaf] });
             moved += placement.region.volume() * convert.to.size() as u64;
         }
+        #[allow(unsafe_code)]
+        // SAFETY: placements of a plan are disjoint, so no other unit writes these elements, and nobody reads them before
+        // the leaf is complete.
+        unsafe { Cpu.run(decoded, &steps) }.map_err(op_error)?;
         self.transform.add(start, moved);
         Ok(())
     }
@@ -502,14 +503,14 @@ fn expect_len(found: u64, expected: u64) -> Result<()> {
         .found(format_args!("{found} bytes")))
 }
 
-fn usize_of(value: u64) -> Result<usize> {
-    usize::try_from(value).map_err(|_| Error::corrupt("a size does not fit the address space").found(value))
+/// The bytes of a unit within those of the read that brought it.
+pub(super) fn part_of_read(read: &[u8], offset: u64, len: u64) -> Result<&[u8]> {
+    let end = offset.checked_add(len).ok_or_else(|| Error::bug("a unit lies outside its read"))?;
+    read.get(usize_of(offset)?..usize_of(end)?).ok_or_else(|| Error::bug("a unit lies outside its read"))
 }
 
-/// Whether decoded elements are not yet in memory form (see `normalise`), or must be checked.
-fn decode_form_differs(dtype: DType) -> bool {
-    matches!(dtype, DType::Bool | DType::Int2 | DType::Int4 | DType::UInt2 | DType::UInt4)
-        || matches!(dtype, DType::Float4E2M1FN | DType::Float6E2M3FN | DType::Float6E3M2FN)
+fn usize_of(value: u64) -> Result<usize> {
+    usize::try_from(value).map_err(|_| Error::corrupt("a size does not fit the address space").found(value))
 }
 
 fn op_error(error: OpError) -> Error {

@@ -11,6 +11,7 @@
 mod api;
 mod catalog;
 mod checkpoint;
+pub mod convert;
 mod database;
 pub mod diff;
 mod drive;
@@ -21,13 +22,15 @@ mod land;
 mod resolve;
 mod rows;
 mod rules;
+pub mod save;
 mod state;
 mod target;
+mod tensors;
 mod value;
 pub mod verify;
 mod work;
 
-pub use api::{Load, load, load_async, metadata, open};
+pub use api::{Load, LoadedItem, Save, load, load_async, load_items, metadata, open, save, save_async, save_items};
 pub use catalog::{LeafInfo, LeafKind, SavedSpec};
 pub use checkpoint::{Checkpoint, LeafMetadata, Metadata, OpenOptions};
 pub use database::Database;

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use super::save::element;
 use super::state::Leaf;
 use super::target::{Otherwise, Target, TargetLeaf, What};
 use super::value::Value;
@@ -9,7 +10,7 @@ use crate::dtype::{CastPolicy, DType};
 use crate::error::{Error, ErrorKind, Result};
 use crate::keypath::KeyPath;
 use crate::plan::{Mesh, Sharding, Spec, Want};
-use crate::transform::cpu::{CastError, convert};
+use crate::transform::cpu::convert;
 
 /// A leaf of the result: ready now, or an array of the plan.
 #[derive(Clone, Debug)]
@@ -21,7 +22,7 @@ pub(super) enum Assembled {
 impl Target {
     /// The arrays to plan, after everything was said; all problems in one error.
     pub(super) fn wants(&self) -> Result<Vec<Want>> {
-        let mut lines = self.problems.clone();
+        let mut lines = self.unfit.clone();
         let mut wants = Vec::new();
         let mut hint = (!lines.is_empty()).then_some(
             "`touchdown ls --json` prints a target that fits; `--missing keep` leaves out what is not there",
@@ -90,27 +91,36 @@ impl Target {
                 priority: leaf.priority,
             });
         }
-        if lines.is_empty() {
-            return Ok(wants);
+        let leaves = (!lines.is_empty()).then(|| {
+            let what = match kind {
+                ErrorKind::Invalid => "the target does not fit in",
+                _ => "the target cannot be loaded in",
+            };
+            let error = Error::new(kind, format!("{what} {} leaves", lines.len())).lines(lines);
+            match hint {
+                Some(hint) => error.hint(hint),
+                None => error,
+            }
+        });
+        let rules = self.problems.iter().map(|error| error.duplicate());
+        match Error::merged(rules.chain(leaves)) {
+            Some(error) => Err(error),
+            None => Ok(wants),
         }
-        let what =
-            if kind == ErrorKind::Invalid { "the target does not fit in" } else { "the target cannot be loaded in" };
-        let error = Error::new(kind, format!("{what} {} leaves", lines.len())).lines(lines);
-        Err(match hint {
-            Some(hint) => error.hint(hint),
-            None => error,
-        })
     }
 
+    /// The padding value as an element: cast as the policy says, from an integer or a float, whichever it was given as.
     fn pad_element(&self, dtype: DType) -> Result<Vec<u8>> {
-        let mut element = vec![0; dtype.size()];
-        let value = self.pad.unwrap_or(0.0);
-        let failed = |error: CastError| Error::invalid(error.to_string());
-        let lossy = convert(DType::Float64, dtype, self.policy, &value.to_le_bytes(), &mut element).map_err(failed)?;
-        if lossy > 0 && self.policy == CastPolicy::Error {
-            return Err(Error::invalid(format!("the padding value {value} does not fit {dtype}")));
+        let mut padding = vec![0; dtype.size()];
+        let Some(value) = &self.pad else { return Ok(padding) };
+        let (wide, exact) = element(value, None)?;
+        let lossy = convert(wide, dtype, self.policy, &exact, &mut padding);
+        match lossy.map_err(|error| Error::invalid(error.to_string()))? {
+            lossy if lossy > 0 && self.policy == CastPolicy::Error => {
+                Err(Error::invalid(format!("the padding value does not fit {dtype}")).found(value.json()))
+            }
+            _ => Ok(padding),
         }
-        Ok(element)
     }
 
     /// The leaves of the result, in order; arrays by their position among the wants.
@@ -127,7 +137,7 @@ impl Target {
                 }
                 What::Text(text) => Assembled::Ready(Leaf::Value { value: Value::Text(text.clone()), dtype: None }),
                 What::None | What::Unreadable(..) => Assembled::Ready(Leaf::None),
-                What::Empty(container) => Assembled::Ready(Leaf::Empty(container)),
+                What::Empty(container) => Assembled::Ready(Leaf::Empty(*container)),
             };
             (leaf.path.clone(), assembled)
         };

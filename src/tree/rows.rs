@@ -64,11 +64,9 @@ pub enum RowView {
 
 impl Target {
     /// Wants what a loaded tree has: its leaves with their shapes, types and shardings. Leaves of the checkpoint that the
-    /// tree lacks are skipped.
-    ///
-    /// # Errors
-    /// All differences in one: leaves that the checkpoint lacks (unless they are kept) or that are of another kind.
-    pub fn like(self, state: &State, missing: Missing) -> Result<Self> {
+    /// tree lacks are skipped. Leaves that the checkpoint lacks (unless they are kept) or that are of another kind do not fit.
+    #[must_use]
+    pub fn like(self, state: &State, missing: Missing) -> Self {
         let rows = state.leaves().map(|(path, leaf)| {
             let row = |kind: &str| Row { path: path.clone(), kind: Some(kind.to_owned()), ..Row::default() };
             match leaf {
@@ -91,12 +89,9 @@ impl Target {
 
     /// Wants exactly these rows, in their order; `ls --json`, edited, is such a list. Leaves without a row are skipped.
     ///
-    /// Rows that the checkpoint lacks (unless they are kept), kinds and ranks that do not fit are kept with the target, and
-    /// reported together with everything else that does not fit when it is planned or loaded.
-    ///
-    /// # Errors
-    /// Two rows of one name.
-    pub fn rows(mut self, rows: Vec<Row>, missing: Missing) -> Result<Self> {
+    /// Rows that the checkpoint lacks (unless they are kept), two rows of one name, kinds and ranks that differ do not fit.
+    #[must_use]
+    pub fn rows(mut self, rows: Vec<Row>, missing: Missing) -> Self {
         let mut lines = Vec::new();
         let mut wanted = Vec::new();
         // Paths that print alike name the same leaf: target files come from people.
@@ -154,13 +149,12 @@ impl Target {
             }
             wanted.push(leaf);
         }
-        self.problems.extend(lines);
+        self.unfit.extend(lines);
         // A leaf that only stands inside another row is neither loaded by itself nor skipped.
         used.iter().for_each(|&at| leaves[at] = None);
         self.skipped.extend(leaves.into_iter().flatten().map(|leaf| leaf.path));
         self.leaves = wanted;
-        self.check_names()?;
-        Ok(self)
+        self.noting(|target| target.check_names())
     }
 }
 

@@ -105,7 +105,9 @@ impl Pattern {
             Matcher::Regex(regex) => regex.is_match(&path.to_string()),
             Matcher::Glob(pattern) => {
                 let elements: Vec<_> = path.elements().collect();
-                matches_elements(pattern, &elements)
+                // The root and a single empty name print alike, and no glob could tell them apart.
+                let unnamed = pattern.is_empty() && elements.len() == 1 && elements[0].is_empty();
+                unnamed || matches_elements(pattern, &elements)
             }
         }
     }
@@ -299,6 +301,7 @@ mod tests {
         yes("params/**/w", &["params", "w"]);
         yes("**", &[]);
         yes("", &[]);
+        yes("", &[""]);
         yes("a/*/c", &["a", "bcd", "c"]);
         yes("l?yer_*", &["layer_12"]);
         yes("**.weight", &["attn.weight"]);

@@ -4,13 +4,16 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::time::Duration;
 
+use bytes::Bytes;
 use ndarray::ArrayViewD;
 
+use super::save::Loaded;
 use super::value::Value;
 use crate::dtype::DType;
 use crate::error::{Error, Result};
 use crate::io::Buffer;
 use crate::keypath::KeyPath;
+use crate::layout::orbax::metadata::Container;
 use crate::place::Element;
 use crate::plan::{Device, Sharding};
 use crate::shape::Region;
@@ -39,8 +42,8 @@ pub enum Leaf {
     },
     /// `None`.
     None,
-    /// An empty container: `Dict`, `List`, `Tuple` or `NamedTuple`.
-    Empty(&'static str),
+    /// An empty container.
+    Empty(Container),
 }
 
 /// A global array, of which this process holds shards.
@@ -178,6 +181,11 @@ impl Shard {
         &self.data
     }
 
+    /// The same, shared: the memory lives as long as the state or any of these do.
+    pub fn shared_bytes(&self) -> Bytes {
+        Bytes::from_owner(Loaded(Arc::clone(&self.data)))
+    }
+
     /// The elements as values.
     ///
     /// # Errors
@@ -202,7 +210,8 @@ impl Shard {
     /// # Errors
     /// See [`as_slice`](Self::as_slice).
     pub fn as_ndarray<T: Element>(&self) -> Result<ArrayViewD<'_, T>> {
-        let shape: Vec<usize> = self.region.extent.iter().map(|&extent| extent as usize).collect();
+        let shape: Vec<usize> =
+            self.region.extent.iter().map(|&extent| usize::try_from(extent).unwrap_or(usize::MAX)).collect();
         ArrayViewD::from_shape(shape, self.as_slice()?)
             .map_err(|error| Error::invalid(format!("the shard's shape does not fit ndarray: {error}")))
     }

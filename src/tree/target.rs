@@ -2,18 +2,20 @@
 //!
 //! A [`Target`] starts as the whole checkpoint as stored. Each method takes it and gives it back changed; rules speak of the
 //! paths and dimensions that the target has at that moment. A leaf's sharding follows its dimensions when they are
-//! permuted. Nothing is read.
+//! permuted. What does not fit (a rule that matches nothing, say) is remembered and reported, all of it in one error, when
+//! the target is planned or loaded, or by [`Target::check`]. Nothing is read.
 
 use std::collections::HashSet;
 use std::sync::Arc;
 
-use super::catalog::LeafKind;
+use super::catalog::{LeafKind, SavedSpec};
 use super::checkpoint::Checkpoint;
 use super::rules::{Pattern, Rules, no_such, regex};
 use super::value::Value;
 use crate::dtype::{CastPolicy, DType};
 use crate::error::{Error, ErrorKind, Result};
 use crate::keypath::{Key, KeyPath};
+use crate::layout::orbax::metadata::Container;
 use crate::plan::{Device, Mesh, Sharding, Spec, View};
 
 /// What is wanted of a checkpoint.
@@ -25,11 +27,13 @@ pub struct Target {
     pub(super) missing: Vec<KeyPath>,
     pub(super) mesh: Option<Arc<Mesh>>,
     pub(super) otherwise: Option<Otherwise>,
-    pub(super) pad: Option<f64>,
+    pub(super) pad: Option<Value>,
     pub(super) policy: CastPolicy,
     pub(super) even: bool,
-    /// What does not fit in the rows that this target was made of; reported with everything else when it is planned.
-    pub(super) problems: Vec<String>,
+    /// Rules that did not fit, in the order in which they were given; see [`Target::check`].
+    pub(super) problems: Vec<Arc<Error>>,
+    /// Leaves that did not fit the rows that this target was made of, a line each.
+    pub(super) unfit: Vec<String>,
 }
 
 /// What happens to arrays that no sharding rule matches.
@@ -67,7 +71,7 @@ pub(super) enum What {
     Scalar { dtype: DType, value: Value },
     Text(String),
     None,
-    Empty(&'static str),
+    Empty(Container),
     Unreadable(ErrorKind, String),
 }
 
@@ -85,6 +89,18 @@ impl ArrayWant {
     pub(super) fn is_as_stored(&self, checkpoint: &Checkpoint) -> bool {
         let types = self.view.pieces.iter().map(|piece| checkpoint.arrays()[piece.array].meta.dtype);
         self.shape == self.view.shape && types.into_iter().all(|dtype| dtype == self.dtype)
+    }
+
+    /// The saved spec, as it is for this view: a transposed or narrowed one keeps the axes of the stored dimensions that it
+    /// shows.
+    pub(super) fn saved_spec(&self, saved: &SavedSpec) -> Spec {
+        let spec = |dim: &Option<usize>| dim.and_then(|dim| saved.spec.get(dim).cloned()).unwrap_or_default();
+        match self.view.pieces.as_slice() {
+            [piece] if piece.dims.iter().copied().ne((0..piece.base.len()).map(Some)) => {
+                Spec(piece.dims.iter().map(spec).collect())
+            }
+            _ => Spec(saved.spec.clone()),
+        }
     }
 
     /// Refuses a cast that has no meaning.
@@ -111,7 +127,7 @@ impl Target {
             LeafKind::Scalar { dtype, value, .. } => What::Scalar { dtype: *dtype, value: value.clone() },
             LeafKind::Text(text) => What::Text(text.clone()),
             LeafKind::None => What::None,
-            LeafKind::Empty(container) => What::Empty(container.name()),
+            LeafKind::Empty(container) => What::Empty(*container),
             LeafKind::Unreadable { kind, why } => What::Unreadable(*kind, why.clone()),
         };
         let leaves = checkpoint.leaves().iter().enumerate().map(|(source, info)| TargetLeaf {
@@ -131,31 +147,45 @@ impl Target {
             policy: CastPolicy::default(),
             even: false,
             problems: Vec::new(),
+            unfit: Vec::new(),
         }
     }
 
-    /// Keeps the leaves that match one of the patterns.
+    /// Whether everything that was said fits: what planning and loading ask first.
     ///
     /// # Errors
-    /// A pattern that matches no leaf.
-    pub fn only<P: Into<Pattern>>(self, patterns: impl IntoIterator<Item = P>) -> Result<Self> {
-        self.select("only", patterns, true)
+    /// Everything that does not fit, in one error: rules that match no leaf or not what they are for, leaves whose shape,
+    /// type or sharding is impossible, in the order in which it was said, with the nearest names.
+    pub fn check(&self) -> Result<()> {
+        self.wants().map(drop)
     }
 
-    /// Leaves out the leaves that match one of the patterns.
-    ///
-    /// # Errors
-    /// A pattern that matches no leaf.
-    pub fn skip<P: Into<Pattern>>(self, patterns: impl IntoIterator<Item = P>) -> Result<Self> {
-        self.select("skip", patterns, false)
+    /// Makes a change; what fails is remembered until the target is used.
+    pub(super) fn noting(mut self, change: impl FnOnce(&mut Self) -> Result<()>) -> Self {
+        if let Err(error) = change(&mut self) {
+            self.problems.push(Arc::new(error));
+        }
+        self
+    }
+
+    /// Keeps the leaves that match one of the patterns. A pattern that matches no leaf does not fit.
+    #[must_use]
+    pub fn only<P: Into<Pattern>>(self, patterns: impl IntoIterator<Item = P>) -> Self {
+        self.noting(|target| target.select("only", patterns, true))
+    }
+
+    /// Leaves out the leaves that match one of the patterns. A pattern that matches no leaf does not fit.
+    #[must_use]
+    pub fn skip<P: Into<Pattern>>(self, patterns: impl IntoIterator<Item = P>) -> Self {
+        self.noting(|target| target.select("skip", patterns, false))
     }
 
     fn select<P: Into<Pattern>>(
-        mut self,
+        &mut self,
         option: &'static str,
         patterns: impl IntoIterator<Item = P>,
         keep: bool,
-    ) -> Result<Self> {
+    ) -> Result<()> {
         let mut rules = Rules::new(option, patterns.into_iter().map(|pattern| (pattern, ())));
         let matched: Vec<bool> =
             self.leaves.iter().map(|leaf| rules.first(&leaf.path, leaf.dtype()).is_some()).collect();
@@ -166,24 +196,23 @@ impl Target {
                 rules.first(&leaf.path, self.checkpoint.dtype(&leaf.kind));
             }
         }
-        rules.check(self.leaves.iter().map(|leaf| &leaf.path).chain(&self.skipped))?;
-        let (kept, left): (Vec<_>, Vec<_>) =
-            self.leaves.into_iter().zip(matched).partition(|(_, matched)| *matched == keep);
+        let checked = rules.check(self.leaves.iter().map(|leaf| &leaf.path).chain(&self.skipped));
+        // A misspelt `only` must not make every later rule fail too: what nothing matched changes nothing.
+        if checked.is_err() && !matched.contains(&true) {
+            return checked;
+        }
+        let leaves = std::mem::take(&mut self.leaves).into_iter().zip(matched);
+        let (kept, left): (Vec<_>, Vec<_>) = leaves.partition(|(_, matched)| *matched == keep);
         self.leaves = kept.into_iter().map(|(leaf, _)| leaf).collect();
         self.skipped.extend(left.into_iter().map(|(leaf, _)| leaf.path));
-        Ok(self)
+        checked
     }
 
     /// Divides arrays over a mesh: the first matching rule gives an array its partition spec. Arrays without a rule follow
-    /// [`otherwise`](Self::otherwise).
-    ///
-    /// # Errors
-    /// A rule that matches no leaf, or names something other than an array; a spec that does not fit the mesh or the rank.
-    pub fn shard<P: Into<Pattern>>(
-        mut self,
-        mesh: &Arc<Mesh>,
-        rules: impl IntoIterator<Item = (P, Spec)>,
-    ) -> Result<Self> {
+    /// [`otherwise`](Self::otherwise). Rules that match no leaf or name something other than an array do not fit, nor specs
+    /// that do not fit the mesh or the rank.
+    #[must_use]
+    pub fn shard<P: Into<Pattern>>(mut self, mesh: &Arc<Mesh>, rules: impl IntoIterator<Item = (P, Spec)>) -> Self {
         self.mesh = Some(Arc::clone(mesh));
         self.arrays("spec", rules, |array, spec| {
             Sharding::new(Arc::clone(mesh), spec.clone(), array.shape.len())?;
@@ -207,18 +236,7 @@ impl Target {
             let (What::Array(array), Some(source)) = (&mut leaf.what, leaf.source) else { continue };
             let Some(saved) = &self.checkpoint.leaves()[source].saved else { continue };
             let Some(mesh) = meshes.get(saved.mesh).cloned().flatten() else { continue };
-            let spec = Spec(saved.spec.clone());
-            // A transposed or narrowed view keeps the axes of the stored dimensions that it shows.
-            let spec = match array.view.pieces.as_slice() {
-                [piece] => Spec(
-                    piece
-                        .dims
-                        .iter()
-                        .map(|dim| dim.and_then(|dim| spec.0.get(dim).cloned()).unwrap_or_default())
-                        .collect(),
-                ),
-                _ => spec,
-            };
+            let spec = array.saved_spec(saved);
             // Advisory: what does not fit any more is left to `otherwise`.
             if array.sharding.is_none() && Sharding::new(Arc::clone(&mesh), spec.clone(), array.shape.len()).is_ok() {
                 array.sharding = Some((mesh, spec));
@@ -248,11 +266,10 @@ impl Target {
         self
     }
 
-    /// Casts arrays: the first matching rule gives the type.
-    ///
-    /// # Errors
-    /// A rule that matches no leaf, or names something other than an array; complex to bool.
-    pub fn cast<P: Into<Pattern>>(self, rules: impl IntoIterator<Item = (P, DType)>) -> Result<Self> {
+    /// Casts arrays: the first matching rule gives the type. Rules that match no leaf or name something other than an array
+    /// do not fit, nor complex to bool.
+    #[must_use]
+    pub fn cast<P: Into<Pattern>>(self, rules: impl IntoIterator<Item = (P, DType)>) -> Self {
         let checkpoint = self.checkpoint.clone();
         self.arrays("cast", rules, |array, dtype| {
             array.check_cast(&checkpoint, *dtype)?;
@@ -268,11 +285,10 @@ impl Target {
         self
     }
 
-    /// Wants other extents; needs [`pad`](Self::pad) unless they are equal. The rank stays.
-    ///
-    /// # Errors
-    /// A rule that matches no leaf, or names something other than an array; another rank.
-    pub fn shape<P: Into<Pattern>>(self, rules: impl IntoIterator<Item = (P, Vec<u64>)>) -> Result<Self> {
+    /// Wants other extents; needs [`pad`](Self::pad) unless they are equal. Rules that match no leaf or name something other
+    /// than an array do not fit, nor another rank.
+    #[must_use]
+    pub fn shape<P: Into<Pattern>>(self, rules: impl IntoIterator<Item = (P, Vec<u64>)>) -> Self {
         self.arrays("shape", rules, |array, shape| {
             if shape.len() != array.shape.len() {
                 return Err(Error::invalid("a shape must keep the rank")
@@ -285,18 +301,17 @@ impl Target {
     }
 
     /// Allows shapes that differ from the stored ones: low indices are kept, what is beyond is cut off, and what is missing
-    /// becomes `value` (in the wanted type).
+    /// becomes `value`, cast to the wanted type as the policy says.
     #[must_use]
-    pub fn pad(mut self, value: f64) -> Self {
-        self.pad = Some(value);
+    pub fn pad(mut self, value: impl Into<Value>) -> Self {
+        self.pad = Some(value.into());
         self
     }
 
     /// Permutes dimensions: new dimension `i` is old dimension `order[i]`; JAX's `[in, out]` becomes `[out, in]` by `[1, 0]`.
-    ///
-    /// # Errors
-    /// A rule that matches no leaf, or names something other than an array; an order that does not fit.
-    pub fn transpose<P: Into<Pattern>>(self, rules: impl IntoIterator<Item = (P, Vec<usize>)>) -> Result<Self> {
+    /// Rules that match no leaf or name something other than an array do not fit, nor orders of another rank.
+    #[must_use]
+    pub fn transpose<P: Into<Pattern>>(self, rules: impl IntoIterator<Item = (P, Vec<usize>)>) -> Self {
         self.arrays("transpose", rules, |array, order| {
             array.view = array.view.transpose(order)?;
             array.shape = order.iter().map(|&dim| array.shape[dim]).collect();
@@ -308,10 +323,9 @@ impl Target {
     }
 
     /// Takes one index of a dimension, which disappears, or a range of it: `[L, ...]` stacks of layers become single ones.
-    ///
-    /// # Errors
-    /// A rule that matches no leaf, or names something other than an array; an index or range outside.
-    pub fn take<P: Into<Pattern>>(self, rules: impl IntoIterator<Item = (P, Take)>) -> Result<Self> {
+    /// Rules that match no leaf or name something other than an array do not fit, nor an index or range outside.
+    #[must_use]
+    pub fn take<P: Into<Pattern>>(self, rules: impl IntoIterator<Item = (P, Take)>) -> Self {
         self.arrays("take", rules, |array, take| {
             if array.shape != array.view.shape {
                 return Err(Error::invalid("take comes before a change of shape"));
@@ -331,11 +345,14 @@ impl Target {
     }
 
     /// Renames leaves: the first rule whose regular expression is found in the path's string form replaces that part;
-    /// `$1` or `${name}` stand for groups. The result is split at `/` again.
-    ///
-    /// # Errors
-    /// A text that is no regular expression, a rule that matches no leaf, two leaves of one name.
-    pub fn rename<'r>(mut self, rules: impl IntoIterator<Item = (&'r str, &'r str)>) -> Result<Self> {
+    /// `$1` or `${name}` stand for groups. The result is split at `/` again. Texts that are no regular expressions, rules
+    /// that match no leaf and two leaves of one name do not fit.
+    #[must_use]
+    pub fn rename<'r>(self, rules: impl IntoIterator<Item = (&'r str, &'r str)>) -> Self {
+        self.noting(|target| target.renamed(rules))
+    }
+
+    fn renamed<'r>(&mut self, rules: impl IntoIterator<Item = (&'r str, &'r str)>) -> Result<()> {
         let rules = rules.into_iter().map(|(from, to)| Ok((regex(from)?, to, from))).collect::<Result<Vec<_>>>()?;
         let mut used = vec![false; rules.len()];
         for leaf in &mut self.leaves {
@@ -355,33 +372,32 @@ impl Target {
             let names = self.leaves.iter().map(|leaf| leaf.path.to_string());
             return Err(no_such("rename", rules[unused].2, names));
         }
-        self.check_names()?;
-        Ok(self)
+        self.check_names()
     }
 
-    /// Replaces the leaves that match by one: their arrays side by side along a new dimension, in the target's order.
-    ///
-    /// # Errors
-    /// A pattern that matches no array, shapes or types that differ, a name that is taken.
-    pub fn stack(self, pattern: impl Into<Pattern>, dim: usize, into: KeyPath) -> Result<Self> {
-        self.join("stack", &pattern.into(), into, |views| View::stack(views, dim))
+    /// Replaces the leaves that match by one: their arrays side by side along a new dimension, in the target's order. The
+    /// new leaf has no sharding yet. A pattern that matches no array, shapes or types that differ and a name that is taken
+    /// do not fit.
+    #[must_use]
+    pub fn stack(self, pattern: impl Into<Pattern>, dim: usize, into: KeyPath) -> Self {
+        self.noting(|target| target.join("stack", &pattern.into(), into, |views| View::stack(views, dim)))
     }
 
-    /// Replaces the leaves that match by one: their arrays one after the other along a dimension, in the target's order.
-    ///
-    /// # Errors
-    /// A pattern that matches no array, shapes that differ elsewhere, types that differ, a name that is taken.
-    pub fn concatenate(self, pattern: impl Into<Pattern>, dim: usize, into: KeyPath) -> Result<Self> {
-        self.join("concatenate", &pattern.into(), into, |views| View::concatenate(views, dim))
+    /// Replaces the leaves that match by one: their arrays one after the other along a dimension, in the target's order. The
+    /// new leaf has no sharding yet. A pattern that matches no array, shapes that differ elsewhere, types that differ and a
+    /// name that is taken do not fit.
+    #[must_use]
+    pub fn concatenate(self, pattern: impl Into<Pattern>, dim: usize, into: KeyPath) -> Self {
+        self.noting(|target| target.join("concatenate", &pattern.into(), into, |views| View::concatenate(views, dim)))
     }
 
     fn join(
-        mut self,
+        &mut self,
         option: &'static str,
         pattern: &Pattern,
         into: KeyPath,
         join: impl FnOnce(&[View]) -> Result<View>,
-    ) -> Result<Self> {
+    ) -> Result<()> {
         let mut views = Vec::new();
         let mut first: Option<(usize, ArrayWant)> = None;
         for (position, leaf) in self.leaves.iter().enumerate() {
@@ -420,36 +436,41 @@ impl Target {
                 || !(matches!(&leaf.what, What::Array(array) if pattern.admits(array.dtype))
                     && pattern.matches(&leaf.path))
         });
-        self.check_names()?;
-        Ok(self)
+        self.check_names()
     }
 
-    /// Replaces one array by several: consecutive ranges of a dimension with these extents and names.
-    ///
-    /// # Errors
-    /// No such array, extents that do not add up to the dimension, a name that is taken.
-    pub fn split(mut self, path: &str, dim: usize, parts: impl IntoIterator<Item = (KeyPath, u64)>) -> Result<Self> {
+    /// Replaces one array by several: consecutive ranges of a dimension with these extents and names. A path that is no
+    /// array, extents that do not add up to the dimension and a name that is taken do not fit.
+    #[must_use]
+    pub fn split(self, path: &str, dim: usize, parts: impl IntoIterator<Item = (KeyPath, u64)>) -> Self {
+        self.noting(|target| target.divide(path, dim, parts))
+    }
+
+    fn divide(&mut self, path: &str, dim: usize, parts: impl IntoIterator<Item = (KeyPath, u64)>) -> Result<()> {
         let position =
             self.leaves.iter().position(|leaf| leaf.path.to_string() == path && matches!(leaf.what, What::Array(_)));
         let Some(position) = position else {
             return Err(no_such("split", path, self.leaves.iter().map(|leaf| leaf.path.to_string())));
         };
-        let leaf = self.leaves.remove(position);
+        let leaf = &self.leaves[position];
         let What::Array(array) = &leaf.what else { return Err(Error::bug("a split leaf is no array")) };
         if array.shape != array.view.shape {
             return Err(Error::invalid("split comes before a change of shape").at("leaf", path));
         }
         let mut start = 0u64;
-        let mut at = position;
-        for (part_path, extent) in parts {
+        let mut made = Vec::new();
+        for (path_of_part, extent) in parts {
             let mut part = array.clone();
             let stop = start.saturating_add(extent);
             part.view = array.view.range(dim, start, stop).map_err(|error| error.at("leaf", path))?;
             part.shape.clone_from(&part.view.shape);
-            let made =
-                TargetLeaf { path: part_path, source: leaf.source, what: What::Array(part), priority: leaf.priority };
-            self.leaves.insert(at, made);
-            (start, at) = (stop, at + 1);
+            made.push(TargetLeaf {
+                path: path_of_part,
+                source: leaf.source,
+                what: What::Array(part),
+                priority: leaf.priority,
+            });
+            start = stop;
         }
         let whole = array.shape.get(dim).copied().unwrap_or(0);
         if start != whole {
@@ -458,23 +479,28 @@ impl Target {
                 .expected(whole)
                 .found(start));
         }
-        self.check_names()?;
-        Ok(self)
+        self.leaves.splice(position..=position, made);
+        self.check_names()
     }
 
-    /// Reads leaves in this order: those that match the first pattern first, and so on; the rest last.
-    ///
-    /// # Errors
-    /// A pattern that matches no leaf.
-    pub fn order<P: Into<Pattern>>(mut self, patterns: impl IntoIterator<Item = P>) -> Result<Self> {
-        let numbered = patterns.into_iter().enumerate().map(|(number, pattern)| (pattern, number as u32));
+    /// Reads leaves in this order: those that match the first pattern first, and so on; the rest last. A pattern that matches
+    /// no leaf does not fit.
+    #[must_use]
+    pub fn order<P: Into<Pattern>>(self, patterns: impl IntoIterator<Item = P>) -> Self {
+        self.noting(|target| target.ordered(patterns))
+    }
+
+    fn ordered<P: Into<Pattern>>(&mut self, patterns: impl IntoIterator<Item = P>) -> Result<()> {
+        let numbered = patterns
+            .into_iter()
+            .enumerate()
+            .map(|(number, pattern)| (pattern, u32::try_from(number).unwrap_or(u32::MAX)));
         let mut rules = Rules::new("order", numbered);
         for leaf in &mut self.leaves {
             let dtype = leaf.dtype();
             leaf.priority = rules.first(&leaf.path, dtype).map_or(u32::MAX, |(_, number)| *number);
         }
-        rules.check(self.leaves.iter().map(|leaf| &leaf.path))?;
-        Ok(self)
+        rules.check(self.leaves.iter().map(|leaf| &leaf.path))
     }
 
     /// Changes every array that a rule matches.
@@ -483,7 +509,7 @@ impl Target {
         option: &'static str,
         rules: impl IntoIterator<Item = (P, V)>,
         mut change: impl FnMut(&mut ArrayWant, &V) -> Result<()>,
-    ) -> Result<Self> {
+    ) -> Self {
         let mut rules = Rules::new(option, rules);
         let mut failed = Vec::new();
         for leaf in &mut self.leaves {
@@ -503,13 +529,9 @@ impl Target {
                 _ => {}
             }
         }
-        rules.check(self.leaves.iter().map(|leaf| &leaf.path))?;
-        match failed.len() {
-            0 => Ok(self),
-            1 => Err(failed.remove(0)),
-            count => Err(Error::invalid(format!("a {option} rule does not fit {count} leaves"))
-                .lines(failed.iter().map(Error::to_string))),
-        }
+        let unmatched = rules.check(self.leaves.iter().map(|leaf| &leaf.path)).err();
+        self.problems.extend(unmatched.into_iter().chain(failed).map(Arc::new));
+        self
     }
 
     /// Refuses two leaves of one name.

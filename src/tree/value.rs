@@ -28,6 +28,25 @@ pub enum ScalarType {
     Float,
 }
 
+macro_rules! from_numbers {
+    ($($rust:ty => $variant:ident;)+) => {$(
+        impl From<$rust> for Value {
+            fn from(value: $rust) -> Self {
+                Self::$variant(value.into())
+            }
+        }
+    )+};
+}
+
+from_numbers! {
+    bool => Bool;
+    i32 => Int;
+    i64 => Int;
+    u64 => Int;
+    f32 => Float;
+    f64 => Float;
+}
+
 impl Value {
     /// The value of one stored element, in memory form.
     ///
@@ -81,6 +100,7 @@ impl Value {
                 if !whole.is_finite() || whole.abs() >= 2f64.powi(126) {
                     return refused("a number without an integer value");
                 }
+                #[allow(clippy::cast_possible_truncation, reason = "it is whole and below 2^126")]
                 Self::Int(whole as i128)
             }
             _ => self.clone(),

@@ -6,15 +6,19 @@ use std::sync::PoisonError;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use super::catalog::LeafKind;
-use super::checkpoint::{Checkpoint, OpenOptions, ask, describe};
+use super::checkpoint::{Checkpoint, OpenOptions, ask, describe, directory_name};
 use super::engine::EngineOptions;
 use super::inline::whole_wants;
 use super::land::{check_unit, decoder_cost, located};
 use crate::error::{Error, ErrorKind, Result};
+use crate::io::store::{Leftover, leftovers};
 use crate::io::{Ring, Root, short_file};
+use crate::layout::orbax::step::is_temporary;
 use crate::layout::orbax::tree::read_json;
-use crate::layout::{Format, ItemKind};
+use crate::layout::orbax::{checkpoint, tree};
+use crate::layout::{Description, Format, ItemKind};
 use crate::plan::{self, Plan, Source, Verify};
+use crate::relpath::RelPath;
 
 /// What [`verify`] finds.
 #[derive(Debug, Default)]
@@ -31,6 +35,8 @@ pub struct Verified {
     pub bytes_decoded: u64,
     /// Everything that is wrong, each once.
     pub problems: Vec<Problem>,
+    /// What crashed saves left beside it under its name, and in it: no damage, and safe to remove unless it is the only copy.
+    pub leftovers: Vec<Leftover>,
 }
 
 /// One thing that is wrong.
@@ -56,8 +62,17 @@ pub struct Problem {
 /// A path that is missing or holds no checkpoint, or an environment that fails (permission, I/O); damage is no error here
 /// but a [`Problem`].
 pub fn verify(path: &Path, options: &OpenOptions, deep: bool, engine: &EngineOptions) -> Result<Verified> {
-    let (root, description) = describe(path, options)?;
-    let mut found = Verified::default();
+    let mut found = Verified { leftovers: leftovers_of(path), ..Verified::default() };
+    let (root, description) = match describe(path, options) {
+        Ok(described) => described,
+        // A path that is there and says that it is a checkpoint is one, however damaged.
+        Err(error) if is_marked(path) => {
+            found.problem("", None, true, error)?;
+            return Ok(found);
+        }
+        Err(error) => return Err(error),
+    };
+    missing_files(&root, &description, &mut found)?;
     let names: Vec<Option<String>> = match (description.format, &options.item) {
         (Format::Safetensors, _) => vec![None],
         (_, Some(item)) => vec![Some(item.clone())],
@@ -85,11 +100,64 @@ pub fn verify(path: &Path, options: &OpenOptions, deep: bool, engine: &EngineOpt
         let options = OpenOptions { item: name, ..options.clone() };
         found.items += 1;
         match Checkpoint::open(path, &options) {
-            Ok(checkpoint) => tree(&checkpoint, &shown, &root, deep, engine, &mut found)?,
+            Ok(checkpoint) => verify_tree(&checkpoint, &shown, &root, deep, engine, &mut found)?,
             Err(error) => found.problem(&shown, None, true, error)?,
         }
     }
     Ok(found)
+}
+
+/// Whether a directory has one of the files that only checkpoints have.
+fn is_marked(path: &Path) -> bool {
+    let unfinished = directory_name(path).is_some_and(|name| is_temporary(&name));
+    !unfinished && [checkpoint::METADATA_FILE, checkpoint::V1_MARKER].iter().any(|name| path.join(name).is_file())
+}
+
+/// Names files that a checkpoint of its kind has and that Orbax needs, although it can be read here without them.
+fn missing_files(root: &Root, description: &Description, found: &mut Verified) -> Result<()> {
+    if description.format == Format::Safetensors {
+        return Ok(());
+    }
+    let entries = |dir: &RelPath| -> Result<Vec<String>> {
+        Ok(root.list(dir)?.unwrap_or_default().into_iter().map(|entry| entry.name).collect())
+    };
+    let missing = |found: &mut Verified, item: &str, dir: &RelPath, name: &str| -> Result<()> {
+        let error = Error::not_found("a file is missing without which Orbax does not load the checkpoint");
+        found.problem(item, None, false, error.at("file", root.shown(&dir.join(name)?)))
+    };
+    for item in description.items.iter().filter(|item| item.kind == ItemKind::Tree) {
+        let names = entries(&item.dir)?;
+        let has = |name: &str| names.iter().any(|have| have == name);
+        // Only saves that write `_METADATA` write these; items of single arrays and very old ones have none of them.
+        let described =
+            [tree::SHARDING_FILE, tree::STRINGS_FILE, tree::ARRAY_METADATA_DIR].iter().any(|name| has(name));
+        if described && !has(tree::METADATA_FILE) {
+            missing(found, &item.name, &item.dir, tree::METADATA_FILE)?;
+        }
+        if names.iter().any(|name| name.starts_with("ocdbt.process_")) && !has("manifest.ocdbt") {
+            missing(found, &item.name, &item.dir, "manifest.ocdbt")?;
+        }
+        if let Some(parent) = item.dir.as_path().parent().filter(|_| !item.name.is_empty()) {
+            let parent = RelPath::new(std::os::unix::ffi::OsStrExt::as_bytes(parent.as_os_str()))?;
+            let beside = entries(&parent)?;
+            let has = |name: &str| beside.iter().any(|have| have == name);
+            if has(checkpoint::V1_MARKER) && !has(checkpoint::METADATA_FILE) {
+                missing(found, "", &parent, checkpoint::METADATA_FILE)?;
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Leftovers of the checkpoint's own saves, and of those of its steps or items. A directory that cannot be listed has none
+/// to tell of.
+fn leftovers_of(path: &Path) -> Vec<Leftover> {
+    let Ok(path) = std::path::absolute(path) else { return Vec::new() };
+    let name = path.file_name().map(|name| name.to_string_lossy().into_owned());
+    let mut found = path.parent().and_then(|parent| leftovers(parent).ok()).unwrap_or_default();
+    found.retain(|leftover| Some(&leftover.name) == name.as_ref());
+    found.extend(leftovers(&path).unwrap_or_default());
+    found
 }
 
 impl Verified {
@@ -114,7 +182,7 @@ impl Verified {
     }
 }
 
-fn tree(
+fn verify_tree(
     checkpoint: &Checkpoint,
     item: &str,
     root: &Root,

@@ -1,0 +1,327 @@
+//! Arrays on their way into an Orbax checkpoint.
+
+use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::sync::Arc;
+
+use bytes::Bytes;
+use serde::{Deserialize, Serialize};
+use serde_json::Value as Json;
+
+use super::sink::{Filled, Io, Sink};
+use crate::error::{Error, ErrorKind, Result};
+use crate::io::StagedDir;
+use crate::keypath::KeyPath;
+use crate::kv::{Extent, FileId, Value};
+use crate::layout::orbax::checkpoint;
+use crate::plan::{Device, Mesh, Sharding, Spec};
+use crate::relpath::RelPath;
+use crate::shape::Region;
+use crate::tree::save::{
+    Context, Elements, Item, NewArray, NewLeaf, NewPart, SaveOptions, Storage, Tree, Written, finish_checkpoint,
+    finish_tree, now_ns, write_arrays,
+};
+use crate::tree::target::{ArrayWant, Target, TargetLeaf, What};
+use crate::tree::{LeafKind, Value as Scalar};
+
+/// A checkpoint of one item that is being written.
+pub(super) struct OrbaxSink {
+    item: Item,
+    dir: RelPath,
+    options: SaveOptions,
+    written: Written,
+    started_ns: u64,
+    /// How much of what was written is in the journal.
+    noted: Noted,
+}
+
+#[derive(Clone, Copy, Default)]
+struct Noted {
+    entries: usize,
+    files: usize,
+    made: usize,
+}
+
+/// What the journal keeps of a wave.
+#[derive(Serialize, Deserialize)]
+struct Note {
+    entries: Vec<Entry>,
+    files: Vec<String>,
+    made: Vec<String>,
+    /// `None` if nothing can follow in the last file.
+    end: Option<u64>,
+    bytes: u64,
+}
+
+#[derive(Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+enum Place {
+    Text(String),
+    Bytes(Vec<u8>),
+    At(u32, u64, u64),
+}
+
+type Entry = (String, Place);
+
+impl OrbaxSink {
+    /// Plans the checkpoint of a target; its shardings say how arrays are divided into chunks.
+    ///
+    /// # Errors
+    /// Everything that keeps it from being written, in one error.
+    pub(super) fn plan(target: &Target, options: &SaveOptions) -> Result<Self> {
+        let mut tree = Tree::new();
+        let mut problems = Vec::new();
+        for leaf in &target.leaves {
+            match new_leaf(target, leaf) {
+                Ok(new) => tree.push(leaf.path.clone(), new),
+                Err(error) => problems.push(error.at("leaf", &leaf.path)),
+            }
+        }
+        for (path, container) in containers(target) {
+            tree = tree.container(path, container);
+        }
+        tree.custom_metadata = target.checkpoint.tree_metadata().cloned();
+        let mut options = options.clone();
+        options.rich_types |= !tree.containers.is_empty();
+        options.custom_metadata = options.custom_metadata.or_else(|| target.checkpoint.checkpoint_metadata().cloned());
+        if let Some(custom) = options.custom_metadata.as_ref().filter(|custom| !custom.is_object()) {
+            problems.push(Error::invalid("custom metadata of a checkpoint must be a JSON object").found(custom));
+        }
+        let item = Item::plan(ITEM, &tree, Elements::Later, &options, &mut problems);
+        let cast = item.paths.iter().zip(item.jobs.iter()).filter(|(_, job)| job.casts());
+        problems.extend(
+            cast.map(|(path, _)| {
+                Error::invalid("a conversion casts by its target, not by save options").at("leaf", path)
+            }),
+        );
+        match Error::merged(problems) {
+            // What zarr has no type for is nothing that is wrong with the source.
+            Some(error) if error.kind() == ErrorKind::Unsupported => {
+                let lines = match error.list() {
+                    [] => vec![error.to_string()],
+                    lines => lines.to_vec(),
+                };
+                Err(Error::invalid("an Orbax checkpoint cannot hold everything")
+                    .lines(lines)
+                    .hint("cast what it cannot hold (`--cast`), or leave it out (`--skip`)"))
+            }
+            Some(error) => Err(error),
+            None => Ok(Self {
+                item,
+                dir: RelPath::new(ITEM)?,
+                options,
+                written: Written::default(),
+                started_ns: now_ns(),
+                noted: Noted::default(),
+            }),
+        }
+    }
+}
+
+impl Sink for OrbaxSink {
+    fn steps(&self) -> Vec<u64> {
+        self.item.jobs.iter().map(|job| job.chunk_rows()).collect()
+    }
+
+    fn identity(&self) -> Result<Vec<u8>> {
+        let mut all = self.item.description();
+        for job in self.item.jobs.iter() {
+            all.extend(job.new.metadata()?);
+        }
+        all.extend(format!("{:?} {}", Storage::of(&self.options), self.dir).into_bytes());
+        all.extend(format!("{:?}", self.options.custom_metadata).into_bytes());
+        Ok(all)
+    }
+
+    fn open(&mut self, staged: &mut StagedDir) -> Result<()> {
+        staged.dir(&self.dir)
+    }
+
+    fn write(&mut self, io: &mut Io<'_>, pieces: Vec<Filled>) -> Result<()> {
+        let jobs = pieces.into_iter().map(|Filled { task, region, data }| {
+            let begun = region.start.first().is_some_and(|start| *start > 0);
+            self.item.jobs[task].piece(region, data, begun)
+        });
+        let jobs = Arc::new(jobs.collect::<Vec<_>>());
+        let context = Context {
+            pool: io.pool,
+            budget: io.budget,
+            progress: io.progress,
+            staged: io.staged,
+            dir: self.dir.clone(),
+            storage: Storage::of(&self.options),
+            sync: self.options.sync,
+        };
+        self.written = write_arrays(context, &jobs, std::mem::take(&mut self.written))?;
+        Ok(())
+    }
+
+    fn note(&mut self, staged: &StagedDir) -> Result<Json> {
+        let from = self.noted;
+        if self.options.sync {
+            // The last file that was noted may have grown.
+            let first = from.files.saturating_sub(1);
+            for (file, path) in self.written.data.iter().zip(&self.written.files).skip(first) {
+                file.sync().map_err(|error| staged.failed(error, "sync", path))?;
+            }
+            for dir in parents(&self.written.made_files[from.made..])? {
+                staged.sync_dir(&dir)?;
+            }
+        }
+        let note = Note {
+            entries: self.written.entries[from.entries..].iter().map(entry).collect::<Result<_>>()?,
+            files: self.written.files[from.files..].iter().map(RelPath::to_string).collect(),
+            made: self.written.made_files[from.made..].iter().map(RelPath::to_string).collect(),
+            end: Some(self.written.end).filter(|end| *end != u64::MAX),
+            bytes: self.written.bytes,
+        };
+        self.noted = Noted {
+            entries: self.written.entries.len(),
+            files: self.written.files.len(),
+            made: self.written.made_files.len(),
+        };
+        serde_json::to_value(note).map_err(|error| Error::bug(error.to_string()))
+    }
+
+    fn restore(&mut self, staged: &StagedDir, notes: Vec<Json>) -> Result<HashSet<RelPath>> {
+        for note in notes {
+            let note: Note = serde_json::from_value(note)
+                .map_err(|error| Error::corrupt("the journal makes no sense").caused_by(error))?;
+            let written = &mut self.written;
+            for (key, place) in note.entries {
+                let value = match place {
+                    Place::Text(text) => Value::Inline(Bytes::from(text)),
+                    Place::Bytes(bytes) => Value::Inline(bytes.into()),
+                    Place::At(file, offset, len) => Value::Extent(Extent { file: FileId(file), offset, len }),
+                };
+                written.entries.push((key.into(), value));
+            }
+            for path in note.files {
+                let path = RelPath::new(path)?;
+                written.data.push(Arc::from(staged.open(&path)?));
+                written.files.push(path);
+            }
+            for path in note.made {
+                written.made_files.push(RelPath::new(path)?);
+            }
+            written.end = note.end.unwrap_or(u64::MAX);
+            written.bytes = note.bytes;
+        }
+        let files = self.written.files.len();
+        let known = |value: &Value| match value {
+            Value::Extent(extent) => (extent.file.0 as usize) < files,
+            Value::Inline(_) => true,
+        };
+        if !self.written.entries.iter().all(|(_, value)| known(value)) {
+            return Err(Error::corrupt("the journal names a data file that it does not have"));
+        }
+        self.noted = Noted { entries: self.written.entries.len(), files, made: self.written.made_files.len() };
+        Ok(self.written.made_files.iter().cloned().collect())
+    }
+
+    fn finish(&mut self, staged: &mut StagedDir) -> Result<u64> {
+        let written = std::mem::take(&mut self.written);
+        let bytes = written.bytes;
+        finish_tree(staged, &self.item, written, &self.options)?;
+        let handlers = BTreeMap::from([(ITEM.to_owned(), checkpoint::TREE_HANDLER.to_owned())]);
+        finish_checkpoint(staged, handlers, &self.options, self.started_ns)?;
+        Ok(bytes)
+    }
+}
+
+/// The tuples and namedtuples of the source below which leaves are still where they were.
+pub(super) fn containers(target: &Target) -> Vec<(KeyPath, crate::layout::orbax::metadata::Container)> {
+    let stored = target.checkpoint.leaves();
+    let mut above: HashSet<&[crate::keypath::Key]> = HashSet::new();
+    for leaf in &target.leaves {
+        let kept = leaf.source.is_some_and(|source| stored[source].path == leaf.path);
+        if kept {
+            above.extend((0..leaf.path.0.len()).map(|len| &leaf.path.0[..len]));
+        }
+    }
+    let containers = target.checkpoint.containers().iter();
+    containers.filter(|(path, _)| above.contains(path.0.as_slice())).cloned().collect()
+}
+
+fn new_leaf(target: &Target, leaf: &TargetLeaf) -> Result<NewLeaf> {
+    Ok(match &leaf.what {
+        What::Array(array) => NewLeaf::Array(new_array(target, leaf, array)?),
+        What::Scalar { dtype, value } => NewLeaf::Value(value.clone(), Some(*dtype)),
+        What::Text(text) => NewLeaf::Value(Scalar::Text(text.clone()), None),
+        What::None => NewLeaf::None,
+        What::Empty(container) => NewLeaf::Empty(*container),
+        What::Unreadable(kind, why) => return Err(Error::new(*kind, why.clone())),
+    })
+}
+
+/// An array that comes later: the regions of its shards, as the target divides it, or else as it was saved.
+fn new_array(target: &Target, leaf: &TargetLeaf, array: &ArrayWant) -> Result<NewArray> {
+    let rank = array.shape.len();
+    let sharding = match (&array.sharding, &target.mesh) {
+        (Some((mesh, spec)), _) => Some(Sharding::new(Arc::clone(mesh), spec.clone(), rank)?),
+        (None, Some(mesh)) => Some(Sharding { mesh: Arc::clone(mesh), spec: Spec::REPLICATED }),
+        (None, None) => saved_sharding(target, leaf, array),
+    };
+    let mut regions: Vec<Region> = Vec::new();
+    match &sharding {
+        Some(sharding) => {
+            let mut seen = HashSet::new();
+            for position in 0..sharding.mesh.devices().len() {
+                let region = sharding.region(&array.shape, position);
+                if seen.insert(region.clone()) {
+                    regions.push(region);
+                }
+            }
+        }
+        None => regions.push(Region::whole(&array.shape)),
+    }
+    let parts = regions.into_iter().map(|region| NewPart { region, data: Bytes::new() }).collect();
+    let (shape, dtype, key_impl) = (array.shape.clone(), array.dtype, array.key_impl.clone());
+    Ok(NewArray { shape, dtype, sharding, parts, key_impl })
+}
+
+/// How the array was divided when it was saved, devices by their numbers then. What does not fit any more is left out: it is
+/// advice.
+fn saved_sharding(target: &Target, leaf: &TargetLeaf, array: &ArrayWant) -> Option<Sharding> {
+    let info = &target.checkpoint.leaves()[leaf.source?];
+    let saved = info.saved.as_ref().filter(|_| matches!(info.kind, LeafKind::Array(_) | LeafKind::Key(..)))?;
+    let mesh = target.checkpoint.meshes().get(saved.mesh)?;
+    let count = u32::try_from(crate::shape::element_count(&mesh.shape)?).ok()?;
+    let numbered = mesh.device_ids.as_ref().and_then(|ids| {
+        let devices = ids.iter().map(|id| u32::try_from(*id).ok().map(Device::Cpu)).collect::<Option<Vec<_>>>()?;
+        let distinct: HashSet<Device> = devices.iter().copied().collect();
+        (distinct.len() == ids.len() && ids.len() == count as usize).then_some(devices)
+    });
+    if count > crate::limits::CPU_DEVICES_MAX {
+        return None;
+    }
+    let axes = mesh.axes.iter().cloned().zip(mesh.shape.iter().copied());
+    let mesh = Mesh::new(axes, numbered.unwrap_or_else(|| Device::cpus(count))).ok()?;
+    Sharding::new(mesh, array.saved_spec(saved), array.shape.len()).ok()
+}
+
+fn entry((key, value): &(Bytes, Value)) -> Result<Entry> {
+    let key = String::from_utf8(key.to_vec()).map_err(|_| Error::bug("a key that is no text"))?;
+    let place = match value {
+        Value::Extent(extent) => Place::At(extent.file.0, extent.offset, extent.len),
+        Value::Inline(bytes) => match std::str::from_utf8(bytes) {
+            Ok(text) => Place::Text(text.to_owned()),
+            Err(_) => Place::Bytes(bytes.to_vec()),
+        },
+    };
+    Ok((key, place))
+}
+
+/// The directories that lead to files, the innermost first.
+fn parents(files: &[RelPath]) -> Result<Vec<RelPath>> {
+    let mut dirs = BTreeSet::from([RelPath::root()]);
+    for file in files {
+        let bytes = file.as_bytes();
+        for (at, _) in bytes.iter().enumerate().filter(|(_, byte)| **byte == b'/') {
+            dirs.insert(RelPath::new(&bytes[..at])?);
+        }
+    }
+    Ok(dirs.into_iter().rev().collect())
+}
+
+/// The name of the item, where Orbax and this crate look first.
+const ITEM: &str = "state";

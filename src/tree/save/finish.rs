@@ -1,0 +1,103 @@
+//! What follows the arrays: the database's nodes and manifest, and the files that describe the tree and the checkpoint.
+
+use std::collections::BTreeMap;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use super::item::Item;
+use super::options::SaveOptions;
+use super::write::{Written, new_data_file};
+use crate::error::{Error, Result};
+use crate::io::{StagedDir, store};
+use crate::kv::{Index, ocdbt};
+use crate::layout::orbax::{array_metadata, checkpoint, sharding, strings, tree};
+use crate::relpath::RelPath;
+
+/// Writes what makes the arrays of an item a tree. Its directory exists.
+///
+/// # Errors
+/// Whatever the file system refuses.
+pub(in crate::tree) fn finish_tree(
+    staged: &mut StagedDir,
+    item: &Item,
+    written: Written,
+    options: &SaveOptions,
+) -> Result<()> {
+    let dir = RelPath::new(&item.name)?;
+    if options.ocdbt {
+        write_database(staged, &dir, written, options)?;
+    }
+    let put = |name: &str, contents: &[u8]| staged.write(&dir.join(name)?, contents, options.sync);
+    if !item.strings.is_empty() {
+        let texts = item.strings.iter().map(|(name, text)| (name.as_str(), text.as_str()));
+        let bytes = strings::to_bytes(texts).map_err(|_| Error::bug("a string has no place"))?;
+        put(tree::STRINGS_FILE, &bytes)?;
+    }
+    if !item.shardings.is_empty() {
+        put(tree::SHARDING_FILE, &sharding::to_bytes(&item.shardings))?;
+    }
+    put(tree::METADATA_FILE, &item.metadata.to_bytes())?;
+    if !item.array_metadatas.is_empty() {
+        staged.dir(&dir.join(tree::ARRAY_METADATA_DIR)?)?;
+        let records = item.array_metadatas.iter().map(|(name, record)| (name.as_str(), record));
+        let file = dir.join(tree::ARRAY_METADATA_DIR)?.join("process_0")?;
+        staged.write(&file, &array_metadata::to_bytes(records), options.sync)?;
+    }
+    Ok(())
+}
+
+/// Writes the files of the checkpoint's own directory: what its items are, and that it is whole.
+///
+/// # Errors
+/// Whatever the file system refuses.
+pub(in crate::tree) fn finish_checkpoint(
+    staged: &StagedDir,
+    item_handlers: BTreeMap<String, String>,
+    options: &SaveOptions,
+    started_ns: u64,
+) -> Result<()> {
+    let metadata = checkpoint::CheckpointMetadata {
+        item_handlers,
+        init_ns: i64::try_from(started_ns).ok(),
+        commit_ns: i64::try_from(now_ns()).ok(),
+        custom_metadata: options.custom_metadata.clone(),
+    };
+    let put = |name: &str, contents: &[u8]| staged.write(&RelPath::new(name)?, contents, options.sync);
+    put(checkpoint::METADATA_FILE, &metadata.to_bytes())?;
+    put(checkpoint::V1_MARKER, &[])?;
+    put(checkpoint::COMMIT_FILE, checkpoint::commit_text(staged.target().display()).as_bytes())
+}
+
+/// Nanoseconds since the Unix epoch.
+pub(in crate::tree) fn now_ns() -> u64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(since.as_nanos()).unwrap_or(u64::MAX)
+}
+
+/// Appends the nodes to the last data file, makes the data durable, and writes the manifest that refers to all of it.
+fn write_database(staged: &mut StagedDir, dir: &RelPath, mut written: Written, options: &SaveOptions) -> Result<()> {
+    if written.entries.is_empty() {
+        // Without arrays there is no database, as Orbax has it.
+        return Ok(());
+    }
+    if written.data.is_empty() || written.end == u64::MAX {
+        let (file, path) = new_data_file(staged, dir)?;
+        written.files.push(path);
+        written.data.push(file);
+        written.end = 0;
+    }
+    let (Some(file), Some(path)) = (written.data.last(), written.files.last().cloned()) else {
+        return Err(Error::bug("a database without data files"));
+    };
+    let index = Index::new(written.files.clone(), written.entries);
+    let mut config = ocdbt::Config::new(store::random_bytes()?);
+    config.decoded_node_bytes_max = options.node_bytes;
+    let place = ocdbt::NodePlace { root: dir, file: &path, offset: written.end };
+    let database = ocdbt::write(&index, place, &config, now_ns())?;
+    file.write_at(&database.nodes, written.end).map_err(|error| staged.failed(error, "write", &path))?;
+    if options.sync {
+        for (file, path) in written.data.iter().zip(&written.files) {
+            file.sync().map_err(|error| staged.failed(error, "sync", path))?;
+        }
+    }
+    staged.write(&dir.join("manifest.ocdbt")?, &database.manifest, options.sync)
+}

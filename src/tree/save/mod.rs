@@ -1,0 +1,29 @@
+//! Saving: a tree in memory becomes a checkpoint that Orbax loads.
+//!
+//! ```text
+//!   Tree ──► Item (item.rs): arrays to write, files that describe them ──► write_arrays (write.rs) ──► commit (work.rs)
+//!   tree.rs    problems, all of them, before anything is written            gather.rs, encode            one rename
+//! ```
+
+mod array;
+mod delete;
+mod finish;
+mod flush;
+mod gather;
+mod item;
+mod job;
+mod options;
+mod tree;
+mod work;
+mod write;
+
+pub use delete::{delete, delete_item};
+pub(in crate::tree) use finish::{finish_checkpoint, finish_tree, now_ns};
+pub(in crate::tree) use item::{Elements, Item, element};
+pub(in crate::tree) use job::Progress;
+pub use job::{SaveJob, SaveProgress, SaveReport};
+pub use options::{LeafChoice, LeafOptions, SaveOptions};
+pub(in crate::tree) use tree::Loaded;
+pub use tree::{NewArray, NewLeaf, NewPart, Tree, TreeItem};
+pub(in crate::tree) use work::SaveWork;
+pub(in crate::tree) use write::{Context, Storage, Written, write_arrays};

@@ -1,0 +1,167 @@
+//! A save as the engine's driver gets it: items under a temporary name, then one rename.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Instant;
+
+use rayon::ThreadPool;
+
+use super::finish::{finish_checkpoint, finish_tree, now_ns};
+use super::item::{Elements, Item};
+use super::job::{Progress, SaveJob, SaveReport};
+use super::options::SaveOptions;
+use super::tree::TreeItem;
+use super::write::{Context, Storage, Written, write_arrays};
+use crate::dtype::CastPolicy;
+use crate::error::{Error, ErrorKind, Result};
+use crate::io::{Budget, StagedDir};
+use crate::layout::orbax::{checkpoint, names};
+use crate::relpath::RelPath;
+
+/// A save as the driver gets it.
+pub(in crate::tree) struct SaveWork {
+    staged: StagedDir,
+    items: Vec<Planned>,
+    options: SaveOptions,
+    progress: Arc<Progress>,
+    staging_bytes: u64,
+    bytes_logical: u64,
+    started_ns: u64,
+}
+
+/// One item, ready to be written.
+enum Planned {
+    Tree(Item),
+    Json { name: String, document: Vec<u8> },
+}
+
+impl SaveWork {
+    /// Checks everything that can be checked before a byte is written, and takes the destination's temporary name.
+    pub(in crate::tree) fn new(
+        path: &std::path::Path,
+        items: &[(String, TreeItem)],
+        options: &SaveOptions,
+        staging_bytes: u64,
+    ) -> Result<(Self, SaveJob)> {
+        let mut problems: Vec<Error> = Vec::new();
+        let mut planned = Vec::new();
+        if let Some(custom) = options.custom_metadata.as_ref().filter(|custom| !custom.is_object()) {
+            problems.push(Error::invalid("custom metadata of a checkpoint must be a JSON object").found(custom));
+        }
+        if items.is_empty() {
+            problems.push(Error::invalid("there is nothing to save"));
+        }
+        for (number, (name, item)) in items.iter().enumerate() {
+            if items[..number].iter().any(|(have, _)| have == name) {
+                problems.push(Error::invalid("two items have one name").at("item", name));
+            }
+            match item {
+                TreeItem::Tree(tree) => {
+                    planned.push(Planned::Tree(Item::plan(name, tree, Elements::Held, options, &mut problems)));
+                }
+                TreeItem::Json(value) => {
+                    if let Err(error) = names::check_item_name(name) {
+                        problems.push(Error::invalid(format!("an item cannot be named `{name}`: {error}")));
+                    }
+                    planned.push(Planned::Json { name: name.clone(), document: value.to_string().into_bytes() });
+                }
+            }
+        }
+        if let Some(error) = Error::merged(problems) {
+            return Err(error.at("destination", path.display()));
+        }
+        let bytes = |item: &(String, TreeItem)| match &item.1 {
+            TreeItem::Tree(tree) => tree.bytes(),
+            TreeItem::Json(_) => 0,
+        };
+        let bytes_logical = items.iter().map(bytes).sum();
+        let staged = StagedDir::create(Arc::clone(&options.store), path, options.overwrite)?;
+        let progress = Progress::new(bytes_logical);
+        let job = SaveJob { progress: Arc::clone(&progress) };
+        let started_ns = now_ns();
+        let options = options.clone();
+        Ok((Self { staged, items: planned, options, progress, staging_bytes, bytes_logical, started_ns }, job))
+    }
+
+    /// Does the save, and tells whoever waits for it.
+    pub(in crate::tree) fn run(mut self, pool: &ThreadPool) {
+        let start = Instant::now();
+        let progress = Arc::clone(&self.progress);
+        // A panic is a bug; whoever waits must hear of it.
+        let ended = Ended(&progress);
+        let result = self.write(pool, start).and_then(|report| {
+            self.staged.commit(self.options.sync)?;
+            Ok(SaveReport { elapsed: start.elapsed(), ..report })
+        });
+        tracing::info!(ms = start.elapsed().as_secs_f64() * 1e3, ok = result.is_ok(), "saved");
+        progress.publish(result);
+        drop(ended);
+    }
+
+    fn write(&mut self, pool: &ThreadPool, start: Instant) -> Result<SaveReport> {
+        let budget = Budget::new(self.staging_bytes);
+        let mut report = SaveReport { bytes_logical: self.bytes_logical, ..SaveReport::default() };
+        let mut handlers = BTreeMap::new();
+        let items = std::mem::take(&mut self.items);
+        for item in &items {
+            match item {
+                Planned::Json { name, document } => {
+                    let dir = RelPath::new(name)?;
+                    self.staged.dir(&dir)?;
+                    self.staged.write(&dir.join(JSON_FILE)?, document, self.options.sync)?;
+                    handlers.insert(name.clone(), checkpoint::JSON_HANDLER.to_owned());
+                }
+                Planned::Tree(item) => {
+                    report.bytes_stored += self.write_tree(pool, &budget, item)?;
+                    let lossy = item.paths.iter().zip(item.jobs.iter()).filter_map(|(path, job)| {
+                        let count = job.lossy.load(Ordering::Relaxed);
+                        (count > 0).then(|| (format!("{}: {path}", item.name), count))
+                    });
+                    report.lossy.extend(lossy);
+                    handlers.insert(item.name.clone(), checkpoint::TREE_HANDLER.to_owned());
+                }
+            }
+        }
+        if self.options.cast_policy == CastPolicy::Error && !report.lossy.is_empty() {
+            let line = |(path, count): &(String, u64)| format!("{path}: {count} elements");
+            return Err(Error::invalid("casting would lose values").lines(report.lossy.iter().map(line)));
+        }
+        finish_checkpoint(&self.staged, handlers, &self.options, self.started_ns)?;
+        report.peak_host_bytes = budget.peak();
+        report.elapsed = start.elapsed();
+        Ok(report)
+    }
+
+    /// Writes one tree; the bytes of its values.
+    fn write_tree(&mut self, pool: &ThreadPool, budget: &Arc<Budget>, item: &Item) -> Result<u64> {
+        let dir = RelPath::new(&item.name)?;
+        self.staged.dir(&dir)?;
+        let context = Context {
+            pool,
+            budget,
+            progress: &self.progress,
+            staged: &mut self.staged,
+            dir,
+            storage: Storage::of(&self.options),
+            sync: self.options.sync,
+        };
+        let written = write_arrays(context, &item.jobs, Written::default())?;
+        let bytes = written.bytes;
+        finish_tree(&mut self.staged, item, written, &self.options)?;
+        Ok(bytes)
+    }
+}
+
+/// The file of a JSON item.
+const JSON_FILE: &str = "data.json";
+
+/// Publishes a failure if the driver panics.
+struct Ended<'a>(&'a Arc<Progress>);
+
+impl Drop for Ended<'_> {
+    fn drop(&mut self) {
+        // After the result this does nothing.
+        self.0.publish(Err(Error::new(ErrorKind::Bug, "the engine ended before the save was done")));
+    }
+}

@@ -1,4 +1,4 @@
-//! Speed of the stages of a load, one core each, beside what the machine allows: a memory copy.
+//! Speed of the stages of a load, one core each but for the reads, beside what the machine allows: a memory copy.
 //!
 //!     cargo bench --bench stages
 //!
@@ -7,15 +7,24 @@
 #![allow(clippy::print_stdout, clippy::unwrap_used, reason = "a benchmark prints and may stop")]
 
 use std::hint::black_box;
+use std::path::Path;
+use std::sync::Arc;
 use std::time::Instant;
 
+use touchdown::encode::Encoder;
+use touchdown::io::{self, Io, ReadAt, Reader, Ring, Root, Ticket};
+use touchdown::limits::READER_THREADS_DEFAULT;
+use touchdown::relpath::RelPath;
 use touchdown::transform::cpu::{SharedBytes, convert, execute};
 use touchdown::transform::{Convert, Op};
-use touchdown::zarr::ByteCodec;
+use touchdown::zarr::{ByteCodec, Compression};
 use touchdown::{CastPolicy, DType, decode};
 
 /// Bytes that each stage works on: more than any cache of the machines that this is for.
 const BYTES: usize = 256 << 20;
+
+/// Bytes of one read, or of one encoded chunk.
+const PIECE: usize = 4 << 20;
 
 /// Rounds of each measurement; the best one is printed.
 const ROUNDS: usize = 5;
@@ -61,9 +70,54 @@ fn main() {
             decode::decode_all(&[ByteCodec::Zstd], &frame, &mut out, true).unwrap();
         });
     }
+    for compression in [Compression::Gpu, Compression::Zstd { level: 1 }, Compression::Zstd { level: 3 }] {
+        let mut encoder = Encoder::new(compression, true).unwrap();
+        let (mut encoded, mut chunk) = (0, Vec::new());
+        let mut encode = || {
+            encoded = 0;
+            for piece in weights.chunks(PIECE) {
+                chunk.clear();
+                encoder.encode(piece, &mut chunk).unwrap();
+                encoded += chunk.len();
+            }
+        };
+        encode();
+        row(&format!("encode {compression:?} with checksums, bytes in"), BYTES, &mut encode);
+        println!("             ratio {:.3}", encoded as f64 / BYTES as f64);
+    }
     row("crc32c", BYTES, || {
         black_box(crc32c::crc32c(&weights));
     });
+
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::write(dir.path().join("f"), &weights).unwrap();
+    for (io, threads) in [(Io::Pread, 1), (Io::Pread, 2), (Io::Pread, READER_THREADS_DEFAULT), (Io::Uring, 1)] {
+        match io::reader(io, threads) {
+            Ok(mut reader) => {
+                let ring = Ring::new(PIECE);
+                let name = format!("{}, {threads} threads, a file in the page cache", reader.name());
+                row(&name, BYTES, || read(reader.as_mut(), &ring, dir.path()));
+            }
+            Err(error) => println!("      -       {io:?}: {error}"),
+        }
+    }
+}
+
+/// Reads the file into slots, as many at once as the reader likes.
+fn read(reader: &mut dyn Reader, ring: &Arc<Ring>, dir: &Path) {
+    let file = Root::open(dir).unwrap().file(&RelPath::new("f").unwrap()).unwrap().unwrap();
+    let (file, mut left, mut offset) = (Arc::new(file), BYTES / PIECE, 0);
+    while left > 0 {
+        let in_flight = offset as usize / PIECE + left - BYTES / PIECE;
+        if offset < BYTES as u64 && in_flight < reader.depth() {
+            let read = ReadAt { file: Arc::clone(&file), offset, len: PIECE, buffer: ring.slot().unwrap() };
+            reader.submit(Ticket(offset), read);
+            offset += PIECE as u64;
+        } else {
+            reader.next(None).unwrap().result.unwrap();
+            left -= 1;
+        }
+    }
 }
 
 /// Times a stage and prints its speed.

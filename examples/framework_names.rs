@@ -16,14 +16,14 @@ fn main() -> Result<()> {
     let checkpoint = touchdown::open(path)?;
     let target = checkpoint
         .target()
-        .only(["params/**"])?
-        .transpose([("**/kernel", vec![1, 0])])?
+        .only(["params/**"])
+        .transpose([("**/kernel", vec![1, 0])])
         .rename([
             (r"^params/layer_(\d+)/kernel$", "layers.$1.weight"),
             (r"^params/layer_(\d+)/bias$", "layers.$1.bias"),
             (r"^params/embed$", "embed_tokens.weight"),
-        ])?
-        .cast([(Pattern::glob("**").only(touchdown::tree::Filter::Float), DType::BFloat16)])?;
+        ])
+        .cast([(Pattern::glob("**").only(touchdown::tree::Filter::Float), DType::BFloat16)]);
 
     // The framework's own tensors: here plain vectors, made from the plan before anything is read.
     let plan = checkpoint.plan(&target)?;

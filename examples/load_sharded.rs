@@ -12,11 +12,11 @@ fn main() -> Result<()> {
     let mesh = Mesh::new([("data", 2), ("model", 4)], Device::cpus(8))?;
     let target = checkpoint
         .target()
-        .only(["params/**"])?
-        .shard(&mesh, [("**/kernel", spec![_, "model"]), ("**/bias", spec!["model"])])?
+        .only(["params/**"])
+        .shard(&mesh, [("**/kernel", spec![_, "model"]), ("**/bias", spec!["model"])])
         .otherwise(Otherwise::Replicate)
-        .cast([("**", DType::BFloat16)])?
-        .order(["params/embed", "params/layer_0/**", "params/layer_1/**"])?;
+        .cast([("**", DType::BFloat16)])
+        .order(["params/embed", "params/layer_0/**", "params/layer_1/**"]);
     println!("{}", checkpoint.plan(&target)?);
 
     let engine = Engine::new(EngineOptions::default())?;

@@ -20,7 +20,7 @@ use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
-use support::{copy_tree, finish, fixture, program, read_json, scratch, touchdown};
+use support::{copy_tree, finish, fixture, program, read_json, scratch, skipped, touchdown};
 
 // ---------------------------------------------------------------- asking
 
@@ -421,6 +421,15 @@ fn a_rule_without_a_match_names_its_neighbours() {
     // Several at once: one error that lists all.
     let message = refused(2, &["load", &path, "--cast", "dc/v=f16", "--cast", "lsit/0=f16", "--cast", "dc/w=f16"]);
     assert!(message.contains("dc/v") && message.contains("lsit/0"), "{message}");
+    // Rules of different options, rules that cannot be read and rows of a target file are one error too.
+    let file = text(&scratch("cli-one-error").join("target.json"));
+    let rows = r#"{"schema":1,"leaves":[{"path":["dc","w"],"dtype":"float33"},{"path":["nothing"]}]}"#;
+    fs::write(&file, rows).unwrap();
+    let options = ["--skip", "dc/v", "--cast", "lsit/0=f16", "--cast", "dc/w=f44", "--spec", "*"];
+    let message = refused(2, &[&["load", &path, "--target", &file], &options[..]].concat());
+    for text in ["float33", "dc/v", "lsit/0", "f44", "--spec *", "nothing: not in the checkpoint"] {
+        assert!(message.contains(text), "{text} is missing in\n{message}");
+    }
     // `--skip` is judged by the checkpoint, not by what `--only` leaves.
     ok(&["load", &path, "--only", "dc/**", "--skip", "list/**"]);
     // A filter that admits nothing matches nothing, strings and scalars of other types included.
@@ -707,6 +716,13 @@ fn shapes_need_pad_and_keep_their_rank() {
     assert_eq!(shard_bytes(&dump, row(&dumped, "a"), 0).len(), 0);
     let (dumped, dump, _) = load(&folder, &[&path, "--only", "n", "--shape", "n=3,3", "--pad", "--pad-value", "nan"]);
     assert_eq!(shard_bytes(&dump, row(&dumped, "n"), 0)[48..], [0; 24], "NaN as an integer is 0");
+    let exact = ["--only", "n", "--shape", "n=3,3", "--pad", "--pad-value", "9007199254740993"];
+    let (dumped, dump, _) = load(&folder, &[&[path.as_str()], &exact[..]].concat());
+    assert_eq!(
+        shard_bytes(&dump, row(&dumped, "n"), 0)[64..],
+        9_007_199_254_740_993i64.to_le_bytes(),
+        "integers are exact"
+    );
     // An absurd shape is refused for want of memory or as such, at once, and planned without being allocated.
     let absurd = ["--only", "a", "--shape", "a=1000000000000,1000", "--pad"];
     let run = touchdown([&["load", path.as_str()], absurd.as_slice()].concat());
@@ -801,6 +817,17 @@ fn views_are_taken_permuted_shaped_and_renamed_in_this_order() {
     fs::remove_dir_all(&folder).unwrap();
 }
 
+/// `uring` where this machine has it. Where not, that refusal is checked, and positioned reads stand in.
+fn uring_or_pread() -> &'static str {
+    if object(&["doctor", "--json"])["io"]["uring"] == true {
+        return "uring";
+    }
+    skipped("loads with --io uring", "this machine has no io_uring");
+    let told = refused(4, &["load", &checkpoint("quickstart"), "--io", "uring"]);
+    assert!(told.contains("io_uring") && told.contains("--io pread"), "{told}");
+    "pread"
+}
+
 #[test]
 fn order_memory_threads_and_verification_change_no_value() {
     let folder = scratch("cli-engine");
@@ -810,6 +837,7 @@ fn order_memory_threads_and_verification_change_no_value() {
         &["--order", "yx", "--order", "x*"][..],
         &["--memory", "8MiB", "--threads", "1"],
         &["--threads", "3", "--io", "pread"],
+        &["--threads", "1", "--io", uring_or_pread()],
         &["--verify", "off"],
         &["--verify", "full"],
         &["--regex", "--order", "^y"],
@@ -1105,6 +1133,54 @@ fn kv_lists_keys_and_prints_values() {
 }
 
 #[test]
+fn verify_names_what_is_missing_or_makes_no_sense() {
+    let folder = scratch("cli-missing");
+    for (number, file) in ["state/_METADATA", "state/manifest.ocdbt", "_CHECKPOINT_METADATA"].into_iter().enumerate() {
+        let copy = folder.join(number.to_string());
+        copy_tree(&fixture("quickstart/ckpt"), &copy);
+        assert_eq!(touchdown(["verify", &text(&copy)]).code, Some(0));
+        fs::remove_file(copy.join(file)).unwrap();
+        let run = touchdown(["verify", "--json", &text(&copy)]);
+        assert_eq!(run.code, Some(1), "{file}: {}", run.stderr);
+        let problems = parsed(&run.stdout)["problems"].clone();
+        assert_eq!(problems.as_array().unwrap().len(), 1, "{problems}");
+        assert!(problems[0]["file"].as_str().unwrap().ends_with(file) && problems[0]["data_affected"] == false);
+    }
+    let copy = folder.join("garbage");
+    copy_tree(&fixture("quickstart/ckpt"), &copy);
+    fs::write(copy.join("_CHECKPOINT_METADATA"), "garbage").unwrap();
+    let run = touchdown(["verify", "--json", &text(&copy)]);
+    assert_eq!((run.code, parsed(&run.stdout)["ok"].clone()), (Some(1), Value::Bool(false)));
+    fs::remove_dir_all(copy.join("state")).unwrap();
+    assert_eq!(touchdown(["verify", &text(&copy)]).code, Some(1));
+}
+
+#[test]
+fn what_crashed_saves_left_is_listed_and_no_checkpoint() {
+    let folder = scratch("cli-leftovers");
+    let dead = folder.join("run.orbax-checkpoint-tmp-touchdown-0011223344556677");
+    let aside = folder.join(".touchdown-old-run-0011223344556677");
+    fs::create_dir(&dead).unwrap();
+    fs::create_dir(&aside).unwrap();
+    let run = text(&folder.join("run"));
+    let message = refused(3, &["ls", &run]);
+    assert!(message.contains(".touchdown-old-run"), "the hint says where the old one is: {message}");
+    refused(3, &["ls", &text(&dead)]);
+    copy_tree(Path::new(&checkpoint("v1_basic")), Path::new(&run));
+    let kinds = |value: &Value| -> Vec<String> {
+        let entries = value["leftovers"].as_array().unwrap();
+        entries
+            .iter()
+            .map(|one| format!("{} {}", one["kind"].as_str().unwrap(), one["name"].as_str().unwrap()))
+            .collect()
+    };
+    assert_eq!(kinds(&object(&["verify", &run, "--json"])), ["replaced run", "staging run"]);
+    assert_eq!(kinds(&object(&["doctor", &text(&folder), "--json"])), ["replaced run", "staging run"]);
+    assert!(ok(&["doctor", &text(&folder)]).contains("rename it back"));
+    assert!(kinds(&object(&["verify", &checkpoint("v1_basic"), "--json"])).is_empty());
+}
+
+#[test]
 fn verify_says_yes_or_names_the_damage() {
     for name in ["v1_basic", "v1_shard2d_2x4", "v0_composite", "v0_manager", "safetensors_index", "zarr3_codecs"] {
         for deep in [&[][..], &["--deep"]] {
@@ -1282,6 +1358,7 @@ fn doctor_tells_about_this_machine() {
             ("codecs", "list"),
         ],
     );
+    has_all(&told["io"], &[("pread", "bool"), ("uring", "bool"), ("uring_detail", "string")]);
     has_all(&told["cuda"], &[("state", "string"), ("detail", "string"), ("devices", "number")]);
     assert!(
         ["zstd", "gzip", "bz2", "blosc"].iter().all(|codec| told["codecs"].as_array().unwrap().contains(&json!(codec)))

@@ -19,7 +19,7 @@ use std::fs;
 use std::path::Path;
 
 use support::dump::{Comparison, compare_dumps};
-use support::{number_from_environment, python, read_json, run_python, scratch, touchdown};
+use support::{number_from_environment, python, read_json, run_python, scratch, skipped, touchdown};
 
 #[test]
 fn loads_land_what_orbax_lands() {
@@ -37,10 +37,16 @@ fn loads_land_what_orbax_lands() {
     let index = read_json(&out.join("index.json"));
     let cases = index["cases"].as_array().expect("index.json lists cases");
     let (mut compared, mut failures) = (Comparison::default(), Vec::new());
-    for case in cases {
+    let readers = readers("loads_land_what_orbax_lands");
+    let mut by_reader = vec![0; readers.len()];
+    for (number, case) in cases.iter().enumerate() {
         let case = case.as_str().expect("a case is a path");
-        match run_case(&out, case) {
-            Ok(comparison) => compared.add(comparison),
+        let reader = number % readers.len();
+        match run_case(&out, case, readers[reader]) {
+            Ok(comparison) => {
+                compared.add(comparison);
+                by_reader[reader] += 1;
+            }
             Err(message) => failures.push(message),
         }
     }
@@ -53,6 +59,7 @@ fn loads_land_what_orbax_lands() {
         index["arrays_by_orbax"],
         index["arrays_by_reference"],
     );
+    println!("readers {readers:?} took {by_reader:?} turns; loads that name one kept it");
     let shown: Vec<&str> = failures.iter().take(10).map(String::as_str).collect();
     assert!(
         failures.is_empty(),
@@ -66,8 +73,20 @@ fn loads_land_what_orbax_lands() {
     fs::remove_dir_all(&folder).expect("the cases can be removed");
 }
 
-/// Runs one load as its `args.json` says. An error is a message with the command line that shows it.
-fn run_case(out: &Path, case: &str) -> Result<Comparison, String> {
+/// What this machine can read with; the loads take turns.
+fn readers(test: &str) -> Vec<&'static str> {
+    let doctor = touchdown(["doctor", "--json"]);
+    let told: serde_json::Value = serde_json::from_str(&doctor.stdout).expect("doctor prints JSON");
+    if told["io"]["uring"] == true {
+        return vec!["pread", "uring"];
+    }
+    skipped(&format!("{test} with io_uring"), told["io"]["uring_detail"].as_str().unwrap_or_default());
+    vec!["pread"]
+}
+
+/// Runs one load as its `args.json` says, with this reader unless it names one. An error is a message with the command
+/// line that shows it.
+fn run_case(out: &Path, case: &str, reader: &str) -> Result<Comparison, String> {
     let folder = out.join(case);
     let plan = read_json(&folder.join("args.json"));
     let checkpoint = out.join(plan["path"].as_str().expect("args.json has a path"));
@@ -75,6 +94,9 @@ fn run_case(out: &Path, case: &str) -> Result<Comparison, String> {
     let mut args = vec!["load".to_owned(), checkpoint.display().to_string()];
     let given = plan["args"].as_array().expect("args.json has arguments");
     args.extend(given.iter().map(|arg| arg.as_str().expect("an argument is a string").to_owned()));
+    if !args.iter().any(|arg| arg == "--io") {
+        args.extend(["--io".to_owned(), reader.to_owned()]);
+    }
     args.extend(["--dump".to_owned(), got.display().to_string()]);
 
     let run = touchdown(&args);

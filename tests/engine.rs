@@ -10,12 +10,13 @@
 
 use std::collections::BTreeSet;
 use std::fs;
+use std::io::Write;
 use std::path::Path;
-use std::sync::{Arc, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use std::sync::{Arc, LazyLock, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use serde_json::json;
 use touchdown::dtype::CastPolicy;
-use touchdown::io::Buffer;
+use touchdown::io::{Buffer, Io};
 use touchdown::place::{Destination, Memory, ShardSpec};
 use touchdown::plan::{Device, Mesh};
 use touchdown::tree::{Checkpoint, Engine, EngineOptions, Job, OpenOptions, Target};
@@ -98,8 +99,28 @@ fn open(dir: &Path) -> Checkpoint {
 }
 
 fn engine(staging_bytes: u64) -> Engine {
-    let options = EngineOptions { staging_bytes, threads: 2, reader_threads: 2, ..EngineOptions::default() };
-    Engine::new(options).unwrap()
+    let options = EngineOptions { staging_bytes, threads: 2, io: io(), reader_threads: 2, ..EngineOptions::default() };
+    let engine = Engine::new(options).unwrap();
+    assert_eq!(engine.reader(), if io() == Io::Uring { "uring" } else { "pread" });
+    engine
+}
+
+/// What this binary reads with: `engine_uring.rs` runs the same tests with io_uring, where the machine has it.
+fn io() -> Io {
+    static IO: LazyLock<Io> = LazyLock::new(|| {
+        if env!("CARGO_CRATE_NAME") != "engine_uring" {
+            return Io::Pread;
+        }
+        match touchdown::io::uring_setup() {
+            Ok(()) => Io::Uring,
+            Err(error) => {
+                // Past the capturing of tests; where stderr is closed there is nobody to tell.
+                let _ = writeln!(std::io::stderr(), "skipped: the engine is not tested with io_uring: {error:?}");
+                Io::Pread
+            }
+        }
+    });
+    *IO
 }
 
 /// A small budget: slots of 512 KiB, and room for a zstd decoder.
@@ -111,7 +132,7 @@ fn load(engine: &Engine, checkpoint: &Checkpoint) -> Job {
 
 fn two_columns(checkpoint: &Checkpoint) -> Target {
     let mesh = Mesh::line(Device::cpus(2)).unwrap();
-    checkpoint.target().shard(&mesh, [("**", spec![_, "device"])]).unwrap()
+    checkpoint.target().shard(&mesh, [("**", spec![_, "device"])])
 }
 
 fn text(error: &Error) -> String {
@@ -251,7 +272,7 @@ fn leaves_come_in_the_order_that_the_caller_gave() {
     let checkpoint = open(dir.path());
     let engine = engine(4 * SMALL);
     let first = ["a17", "a03", "a22", "a08"];
-    let target = checkpoint.target().order(first).unwrap();
+    let target = checkpoint.target().order(first);
     for _ in 0..10 {
         let job = engine.load(&checkpoint, &target).unwrap();
         let order: Vec<String> = job.map(|array| array.path.to_string()).collect();
@@ -267,7 +288,7 @@ fn memory_of_the_caller_is_filled_once_a_distinct_shard() {
     let engine = engine(SMALL);
     // Two columns, each on two devices: two distinct shards a leaf.
     let mesh = Mesh::new([("copy", 2), ("column", 2)], Device::cpus(4)).unwrap();
-    let target = checkpoint.target().shard(&mesh, [("**", spec![_, "column"])]).unwrap();
+    let target = checkpoint.target().shard(&mesh, [("**", spec![_, "column"])]);
     let mut memory = vec![vec![0xEEu8; 64 * 512 * 4]; 6];
     let mut asked = Vec::new();
     let mut free = memory.iter_mut();
@@ -319,7 +340,7 @@ fn a_destination_of_the_callers_own_holds_the_result() {
     let (dir, checkpoint) = small(2);
     fs::remove_file(dir.path().join("a00/c.2.0")).unwrap();
     let engine = engine(SMALL);
-    let target = checkpoint.target().shape([("a01", vec![65, 1024])]).unwrap().pad(0.0);
+    let target = checkpoint.target().shape([("a01", vec![65, 1024])]).pad(0.0);
     let mut boxes = Boxes { addresses: Vec::new(), drop_one: false };
     let state = engine.load_to(&checkpoint, &target, &mut boxes).unwrap().wait().unwrap();
     let have: Vec<usize> =
@@ -395,7 +416,7 @@ fn the_policy_error_lists_every_lossy_leaf() {
     let (_dir, checkpoint) = small(4);
     let engine = engine(SMALL);
     let target = checkpoint.target().cast([("a00", DType::UInt8), ("a02", DType::Int16), ("a03", DType::Float64)]);
-    let target = target.unwrap().cast_policy(CastPolicy::Error);
+    let target = target.cast_policy(CastPolicy::Error);
     let error = engine.load(&checkpoint, &target).unwrap().wait().unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Invalid);
     let count = |max: f32| (0..64 * 1024).filter(|&number| value(number) > max).count();
@@ -409,8 +430,8 @@ fn the_policy_error_lists_every_lossy_leaf() {
 fn arrays_of_different_types_are_not_joined() {
     let _together = together();
     let (_dir, checkpoint) = small(2);
-    let target = checkpoint.target().cast([("a01", DType::Int16)]).unwrap();
-    let error = target.stack("**", 0, touchdown::keypath::KeyPath::names(["all"])).unwrap_err();
+    let target = checkpoint.target().cast([("a01", DType::Int16)]);
+    let error = target.stack("**", 0, touchdown::keypath::KeyPath::names(["all"])).check().unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Invalid);
     assert!(error.to_string().contains("float32") && error.to_string().contains("int16"), "{error}");
 }
@@ -421,8 +442,8 @@ fn stream(codec: &str, rows: usize, budget: impl Fn(&Checkpoint, &Target) -> u64
     write_array(dir.path(), "w", [rows, 4096], rows, codec);
     let checkpoint = open(dir.path());
     let mesh = Mesh::line(Device::cpus(4)).unwrap();
-    let target = checkpoint.target().cast([("**", DType::Int32)]).unwrap();
-    let target = target.shard(&mesh, [("**", spec![_, "device"])]).unwrap();
+    let target = checkpoint.target().cast([("**", DType::Int32)]);
+    let target = target.shard(&mesh, [("**", spec![_, "device"])]);
     let budget = budget(&checkpoint, &target);
     let state = engine(budget).load(&checkpoint, &target).unwrap().wait().unwrap();
     let mut compared = 0;
@@ -492,7 +513,7 @@ fn the_budget_that_an_error_names_is_enough() {
         "compressor": {"id": "blosc", "cname": "lz4", "clevel": 1, "shuffle": 0}, "fill_value": 0});
     fs::write(dir.path().join("w/.zarray"), meta.to_string()).unwrap();
     let checkpoint = open(dir.path());
-    let target = checkpoint.target().cast([("w", DType::Int16)]).unwrap();
+    let target = checkpoint.target().cast([("w", DType::Int16)]);
     for budget in [SMALL, 8 << 20, 24 << 20] {
         let error = engine(budget).load(&checkpoint, &target).unwrap_err();
         assert_eq!(error.kind(), ErrorKind::Budget, "{error}");

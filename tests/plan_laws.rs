@@ -14,6 +14,8 @@
 mod laws;
 
 use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::io::Write;
+use std::sync::LazyLock;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use laws::grid::{indices, volume};
@@ -24,6 +26,7 @@ use proptest::prelude::*;
 use proptest::test_runner::{Config, TestError, TestRunner};
 use touchdown::ErrorKind;
 use touchdown::dtype::CastPolicy;
+use touchdown::io::Io;
 use touchdown::plan::{Limits, Plan, Source, Verify};
 use touchdown::tree::{Checkpoint, Engine, EngineOptions, OpenOptions, State};
 
@@ -169,8 +172,19 @@ fn options(tape: &mut Tape<'_>) -> EngineOptions {
         reader_threads: 1 + tape.below(3) as usize,
         merge_gap_bytes: tape.one_of(&[0, 1, 9, 200, 5_000, 1 << 30]),
         verify: tape.one_of(&[Verify::Auto, Verify::Full, Verify::Off]),
+        io: tape.one_of(&READERS),
     }
 }
+
+/// What this machine reads with.
+static READERS: LazyLock<Vec<Io>> = LazyLock::new(|| match touchdown::io::uring_setup() {
+    Ok(()) => vec![Io::Pread, Io::Uring],
+    Err(error) => {
+        // Past the capturing of tests; where stderr is closed there is nobody to tell.
+        let _ = writeln!(std::io::stderr(), "skipped: the laws are not tested with io_uring: {error:?}");
+        vec![Io::Pread]
+    }
+});
 
 /// The ranges of files that units read: file, start, end.
 fn unit_ranges(plan: &Plan) -> Vec<(u32, u64, u64)> {

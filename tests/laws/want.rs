@@ -170,15 +170,14 @@ impl Request {
                     target.split(name, *dim, parts.iter().map(|(name, extent)| (path(name), *extent)))
                 }
                 Step::Rename { from, to } => target.rename([(format!("^{from}$").as_str(), to.as_str())]),
-            }
-            .unwrap();
+            };
         }
-        target = target.cast(self.casts.iter().cloned()).unwrap();
-        target = target.shape(self.shapes.iter().cloned()).unwrap().pad(PAD.into());
+        target = target.cast(self.casts.iter().cloned());
+        target = target.shape(self.shapes.iter().cloned()).pad(i32::from(PAD));
         let specs = self.wanted.iter().filter(|leaf| !leaf.spec.is_empty());
         let specs = specs.map(|leaf| (leaf.name.clone(), Spec(leaf.spec.clone())));
-        target = target.shard(mesh, specs).unwrap().otherwise(Otherwise::Replicate);
-        target.order(self.order.iter().cloned()).unwrap()
+        target = target.shard(mesh, specs).otherwise(Otherwise::Replicate);
+        target.order(self.order.iter().cloned())
     }
 }
 

@@ -4,7 +4,14 @@ usage: oracle.py differential --seed N --out DIR [--count K]   random checkpoint
        oracle.py casts --out DIR                               golden cast tables
        oracle.py fixtures --out DIR                            fixtures that the corpus lacks
        oracle.py compat --out DIR                              checkpoints that the Orbax package carries
+       oracle.py save_formats --out DIR                        databases that Touchdown wrote: does TensorStore read them?
+       oracle.py saved-make --seed N --out DIR [--count K]     checkpoints by Orbax, for Touchdown to load and save again
+       oracle.py saved --out DIR                               checkpoints that Touchdown saved: does Orbax load them?
        oracle.py check --out DIR                               are the dumps of a differential run consistent?
+       oracle.py layout-describe --seed N --out DIR [--count K] random trees, for Touchdown to write the metadata of
+       oracle.py layout-judge --seed N --out DIR [--count K]   does Orbax load them?
+       oracle.py layout-reprs --out DIR                        are the quoted names those of Python?
+       oracle.py layout-tensors --out DIR                      does the safetensors package load the files?
 
 The same seed gives the same cases. What the outputs look like: the module of each verb.
 """
@@ -23,7 +30,9 @@ os.environ['JAX_ENABLE_X64'] = 'true'       # or 64-bit arrays would be cast to 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('verb', choices=['differential', 'casts', 'fixtures', 'compat', 'check'])
+    parser.add_argument('verb', choices=[
+        'differential', 'casts', 'fixtures', 'compat', 'save_formats', 'saved', 'saved-make', 'check',
+        'layout-describe', 'layout-judge', 'layout-reprs', 'layout-tensors'])
     parser.add_argument('--out', required=True)
     parser.add_argument('--seed', type=int, default=1)
     parser.add_argument('--count', type=int, default=40)
@@ -43,9 +52,24 @@ def main():
     elif args.verb == 'compat':
         import compat
         report = compat.run(args.out)
-    else:
+    elif args.verb == 'save_formats':
+        import save_formats
+        report = save_formats.run(args.out)
+    elif args.verb == 'saved':
+        import saved
+        report = saved.run(args.out)
+    elif args.verb == 'saved-make':
+        import saved
+        report = saved.make(args.seed, args.out, args.count)
+    elif args.verb == 'check':
         import check
         report = check.run(args.out)
+    else:
+        import save_layout
+        report = {'layout-describe': lambda: save_layout.describe(args.seed, args.out, args.count),
+                  'layout-judge': lambda: save_layout.judge(args.seed, args.out, args.count),
+                  'layout-reprs': lambda: save_layout.reprs(args.out),
+                  'layout-tensors': lambda: save_layout.tensors(args.out)}[args.verb]()
     print(json.dumps({**report, 'seconds': round(time.monotonic() - start, 1)}))
 
 

@@ -22,6 +22,8 @@ use std::time::{Duration, Instant};
 /// No single call of the binary on test-sized data comes near this; a hang must end the test.
 const TOUCHDOWN_TIMEOUT: Duration = Duration::from_secs(120);
 const SKIP_VARIABLE: &str = "TOUCHDOWN_SKIP_ORBAX";
+/// Skips what needs a compiler for the kernels, for the host or for devices.
+pub const SKIP_KERNELS_VARIABLE: &str = "TOUCHDOWN_SKIP_KERNELS";
 
 /// Prints a skip and how many there were in this test binary, past the test harness, which swallows what tests print.
 pub fn skipped(test: &str, why: &str) {
@@ -36,14 +38,37 @@ pub fn skipped(test: &str, why: &str) {
 /// # Panics
 /// If it cannot be installed: the message names the reason and the variable that skips.
 pub fn python(test: &str) -> Option<PathBuf> {
-    if std::env::var_os(SKIP_VARIABLE).is_some_and(|value| !value.is_empty() && value != "0") {
+    if is_set(SKIP_VARIABLE) {
         skipped(test, &format!("{SKIP_VARIABLE} is set"));
         return None;
     }
-    match installed_python() {
+    match environment("orbax", "tests/requirements.txt") {
         Ok(python) => Some(python),
         Err(reason) => panic!("{test}: no Orbax to ask: {reason}; {SKIP_VARIABLE}=1 skips the tests that need it"),
     }
+}
+
+/// A Python with NVIDIA's runtime compiler (`tests/kernels/requirements.txt`), or `None` (and a printed line) if the caller is
+/// to be skipped.
+///
+/// # Panics
+/// As [`python`], with its own variable.
+pub fn compiler_python(test: &str) -> Option<PathBuf> {
+    if is_set(SKIP_KERNELS_VARIABLE) {
+        skipped(test, &format!("{SKIP_KERNELS_VARIABLE} is set"));
+        return None;
+    }
+    match environment("nvrtc", "tests/kernels/requirements.txt") {
+        Ok(python) => Some(python),
+        Err(reason) => {
+            panic!("{test}: no NVRTC: {reason}; {SKIP_KERNELS_VARIABLE}=1 skips the tests that need a compiler")
+        }
+    }
+}
+
+/// Whether a variable is set to something other than nothing and 0.
+pub fn is_set(variable: &str) -> bool {
+    std::env::var_os(variable).is_some_and(|value| !value.is_empty() && value != "0")
 }
 
 /// Runs `tests/orbax/<script>` and returns what it printed.
@@ -157,20 +182,20 @@ pub fn number_from_environment(name: &str, default: u64) -> u64 {
     }
 }
 
-fn repository() -> &'static Path {
+pub fn repository() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
 }
 
-/// The environment of the present pins, made if it is missing.
+/// The environment of these pins, made if it is missing.
 ///
 /// It is built beside its final name and renamed when whole; a lock (freed by the system if its holder
 /// dies) makes other test processes wait for the first one instead of building their own.
-fn installed_python() -> Result<PathBuf, String> {
-    let requirements = repository().join("tests/requirements.txt");
+fn environment(kind: &str, requirements: &str) -> Result<PathBuf, String> {
+    let requirements = repository().join(requirements);
     let pins = fs::read(&requirements).map_err(|e| format!("{}: {e}", requirements.display()))?;
     let mut hasher = DefaultHasher::new();
     pins.hash(&mut hasher);
-    let name = format!("orbax-{:016x}", hasher.finish());
+    let name = format!("{kind}-{:016x}", hasher.finish());
     let root = Path::new(env!("CARGO_TARGET_TMPDIR"));
     let (finished, partial) = (root.join(&name), root.join(format!("{name}.partial")));
     let python = finished.join("bin/python");
@@ -182,7 +207,7 @@ fn installed_python() -> Result<PathBuf, String> {
     if finished.exists() {
         return Ok(python);
     }
-    eprintln!("installing the pinned Orbax below {}", finished.display());
+    eprintln!("installing the pinned packages below {}", finished.display());
     if partial.exists() {
         fs::remove_dir_all(&partial).map_err(|e| at(&partial, e))?;
     }

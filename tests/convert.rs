@@ -147,8 +147,6 @@ fn fixtures() -> Vec<(String, Checkpoint)> {
         let path = entry.unwrap().path().join("ckpt");
         let name = path.parent().unwrap().file_name().unwrap().to_string_lossy().into_owned();
         let Ok(checkpoint) = touchdown::open(&path).or_else(|_| {
-            let items = touchdown::tree::convert::ConvertTo::Orbax;
-            let _ = items;
             Checkpoint::open(&path, &OpenOptions { item: Some("params".into()), ..OpenOptions::default() })
         }) else {
             continue;
@@ -311,13 +309,11 @@ fn what_a_format_cannot_hold_is_refused_by_name_before_anything_is_written() {
     convert(&fitting, at("b"), &tensors).unwrap();
     assert_eq!(whole(&at("b")), contents(&fitting));
     // Names that meet.
-    let tree = Tree::new().with("a/b", 1i64).with(KeyPath::names(["a.b"]), 2i64).with("c", 3i64);
     let home_two = at("two");
     let both = Tree::new().with("a/b", 1i64).with("c", 3i64);
     let source = save(&home_two, &both, SaveOptions::default());
     let error = convert(&source.target().rename([("^c$", "a.b")]), at("c"), &tensors).unwrap_err();
     assert!(error.to_string().contains("a/b and a.b would both be `a.b`"), "{error}");
-    drop(tree);
     // Options that a conversion does not take, and nothing to do.
     let mut cast = options(ConvertTo::Orbax);
     cast.save.leaf.dtype = Some(DType::Float64);

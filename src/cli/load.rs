@@ -9,8 +9,9 @@ use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::{Value as Json, json};
 
 use super::dump;
-use super::options::{EngineArgs, SourceArgs, TargetArgs};
+use super::options::{EngineArgs, SourceArgs};
 use super::output;
+use super::target::TargetArgs;
 use crate::error::Result;
 use crate::plan::explain::human_bytes;
 use crate::tree::{Engine, Job, Report, Stage, State};

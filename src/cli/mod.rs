@@ -6,6 +6,7 @@
 #![allow(clippy::print_stdout, clippy::print_stderr)] // printing is this folder's job
 
 mod cat;
+mod convert;
 mod diff;
 mod doctor;
 mod dump;
@@ -17,15 +18,16 @@ mod options;
 mod output;
 mod plan;
 mod rules;
+mod signals;
+mod target;
 mod verify;
 
 use std::process::ExitCode;
-use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
 
 use clap::{CommandFactory, Parser, Subcommand};
 
-use crate::error::{Error, ErrorKind, Result};
+use self::signals::Signals;
+use crate::error::{ErrorKind, Result};
 
 /// Lands Orbax checkpoints on devices: native reader, resharding planner and loader.
 #[derive(Debug, Parser)]
@@ -55,6 +57,9 @@ enum Verb {
     /// Show what a load would read, decode and hold, without reading data.
     #[command(after_help = plan::EXAMPLE)]
     Plan(Box<plan::Args>),
+    /// Turn a checkpoint into another: format, types, chunks, compression.
+    #[command(after_help = convert::EXAMPLE)]
+    Convert(Box<convert::Args>),
     /// Print the values of one leaf.
     #[command(after_help = cat::EXAMPLE)]
     Cat(cat::Args),
@@ -92,20 +97,25 @@ pub fn main() -> ExitCode {
         }
     };
     start_logging(&cli);
-    if let Err(error) = end_on_signals() {
-        return exit::report(&error, cli.color);
-    }
-    match run(&cli) {
+    let signals = match Signals::install() {
+        Ok(signals) => signals,
+        Err(error) => return exit::report(&error, cli.color),
+    };
+    match run(&cli, &signals) {
         Ok(code) => code,
-        Err(error) => exit::report(&error, cli.color),
+        Err(error) => {
+            let code = exit::report(&error, cli.color);
+            signals.exit_code().filter(|_| error.kind() == ErrorKind::Cancelled).map_or(code, ExitCode::from)
+        }
     }
 }
 
-fn run(cli: &Cli) -> Result<ExitCode> {
+fn run(cli: &Cli, signals: &Signals) -> Result<ExitCode> {
     match &cli.verb {
         Verb::Ls(args) => ls::run(args, cli.quiet),
         Verb::Load(args) => load::run(args, cli.quiet),
         Verb::Plan(args) => plan::run(args),
+        Verb::Convert(args) => convert::run(args, cli.quiet, signals),
         Verb::Cat(args) => cat::run(args),
         Verb::Kv(args) => kv::run(args),
         Verb::Verify(args) => verify::run(args),
@@ -133,16 +143,6 @@ fn start_logging(cli: &Cli) {
     let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
     // A second subscriber can only be one that the embedding test installed.
     let _ = log.with_ansi(exit::colored(cli.color)).try_init();
-}
-
-/// Ends with 130 on SIGINT and 143 on SIGTERM.
-fn end_on_signals() -> Result<()> {
-    use signal_hook::consts::{SIGINT, SIGTERM};
-    for (signal, code) in [(SIGINT, 130), (SIGTERM, 143)] {
-        signal_hook::flag::register_conditional_shutdown(signal, code, Arc::new(AtomicBool::new(true)))
-            .map_err(|error| Error::new(ErrorKind::Io, "cannot handle signals").caused_by(error))?;
-    }
-    Ok(())
 }
 
 const AFTER_HELP: &str = "\

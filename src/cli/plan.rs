@@ -3,8 +3,9 @@
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use super::options::{EngineArgs, SourceArgs, TargetArgs};
+use super::options::{EngineArgs, SourceArgs};
 use super::output;
+use super::target::TargetArgs;
 use crate::error::{Error, ErrorKind, Result};
 use crate::plan::explain::Capacity;
 use crate::plan::svg;

@@ -7,6 +7,8 @@ usage: oracle.py differential --seed N --out DIR [--count K]   random checkpoint
        oracle.py save_formats --out DIR                        databases that Touchdown wrote: does TensorStore read them?
        oracle.py saved-make --seed N --out DIR [--count K]     checkpoints by Orbax, for Touchdown to load and save again
        oracle.py saved --out DIR                               checkpoints that Touchdown saved: does Orbax load them?
+       oracle.py converted-make --seed N --out DIR [--count K] files by safetensors, for Touchdown to convert
+       oracle.py converted --out DIR                           conversions that Touchdown made: are they what they were?
        oracle.py check --out DIR                               are the dumps of a differential run consistent?
        oracle.py layout-describe --seed N --out DIR [--count K] random trees, for Touchdown to write the metadata of
        oracle.py layout-judge --seed N --out DIR [--count K]   does Orbax load them?
@@ -31,7 +33,8 @@ os.environ['JAX_ENABLE_X64'] = 'true'       # or 64-bit arrays would be cast to 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('verb', choices=[
-        'differential', 'casts', 'fixtures', 'compat', 'save_formats', 'saved', 'saved-make', 'check',
+        'differential', 'casts', 'fixtures', 'compat', 'save_formats', 'saved', 'saved-make', 'converted',
+        'converted-make', 'check',
         'layout-describe', 'layout-judge', 'layout-reprs', 'layout-tensors'])
     parser.add_argument('--out', required=True)
     parser.add_argument('--seed', type=int, default=1)
@@ -61,6 +64,12 @@ def main():
     elif args.verb == 'saved-make':
         import saved
         report = saved.make(args.seed, args.out, args.count)
+    elif args.verb == 'converted':
+        import converted
+        report = converted.run(args.out)
+    elif args.verb == 'converted-make':
+        import converted
+        report = converted.make(args.seed, args.out, args.count)
     elif args.verb == 'check':
         import check
         report = check.run(args.out)

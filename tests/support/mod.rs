@@ -7,6 +7,7 @@
 
 #![allow(dead_code, unreachable_pub, reason = "every test binary uses its own part of this module")]
 
+pub mod ask;
 pub mod dump;
 
 use std::ffi::OsStr;

@@ -1,7 +1,13 @@
 //! The command line's contract of `convert`: fields, refusals, exit codes, signals. What comes out is judged by
 //! `convert_orbax`, and by `convert` through the library.
 
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests fail by panicking")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::print_stderr,
+    reason = "tests fail by panicking, and say when they install something"
+)]
 
 mod support;
 

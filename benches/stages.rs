@@ -110,7 +110,7 @@ fn read(reader: &mut dyn Reader, ring: &Arc<Ring>, dir: &Path) {
     while left > 0 {
         let in_flight = offset as usize / PIECE + left - BYTES / PIECE;
         if offset < BYTES as u64 && in_flight < reader.depth() {
-            let read = ReadAt { file: Arc::clone(&file), offset, len: PIECE, buffer: ring.slot().unwrap() };
+            let read = ReadAt::new(Arc::clone(&file), offset, PIECE, ring.slot().unwrap());
             reader.submit(Ticket(offset), read);
             offset += PIECE as u64;
         } else {

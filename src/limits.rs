@@ -162,6 +162,18 @@ pub const RANGES_PER_CHUNK_MAX: u64 = 1 << 16;
 /// Threads that issue positioned reads by default. Two saturate a page cache, four a local disk.
 pub const READER_THREADS_DEFAULT: usize = 4;
 
+/// Room in a slot beside its bytes, in bytes: a direct read takes the whole blocks at both ends.
+pub const SLOT_SLACK_BYTES: u64 = 2 * ALIGN_BYTES;
+
+/// Smaller files are read through the page cache: asking where they are would cost more than it gives.
+pub const DIRECT_FILE_BYTES_MIN: u64 = 1 << 20;
+
+/// Slots that a ring's kernel side knows at most: what is locked for it is not locked again for every read.
+pub const URING_BUFFERS_MAX: u32 = 512;
+
+/// Files that a ring's kernel side knows at once.
+pub const URING_FILES_MAX: u32 = 64;
+
 /// Reads that io_uring has in flight at most. 16 to 32 reads of 1 to 4 MiB fill a local disk's queue.
 pub const URING_DEPTH: usize = 32;
 
@@ -198,6 +210,9 @@ pub const SVG_DEVICES_MAX: usize = 1024;
 
 /// Holders shown in one part.
 pub const SVG_STRIPES_MAX: usize = 16;
+
+/// When a read that has not come back is reported: longer than any disk takes that still works.
+pub const STALL_AFTER_DEFAULT: std::time::Duration = std::time::Duration::from_secs(60);
 
 /// Tasks queued for each worker before the driver waits: enough that none runs dry.
 pub const TASKS_PER_WORKER: usize = 8;

@@ -101,7 +101,12 @@ fn open(dir: &Path) -> Checkpoint {
 fn engine(staging_bytes: u64) -> Engine {
     let options = EngineOptions { staging_bytes, threads: 2, io: io(), reader_threads: 2, ..EngineOptions::default() };
     let engine = Engine::new(options).unwrap();
-    assert_eq!(engine.reader(), if io() == Io::Uring { "uring" } else { "pread" });
+    let name = match io() {
+        Io::Uring => "uring",
+        Io::Pread => "pread",
+        Io::Auto => "auto",
+    };
+    assert_eq!(engine.reader(), name);
     engine
 }
 

@@ -166,19 +166,20 @@ fn limits(tape: &mut Tape<'_>) -> Limits {
 fn options(tape: &mut Tape<'_>) -> EngineOptions {
     let threads = 1 + tape.below(3);
     EngineOptions {
-        // From the smallest that is taken: slots of 64 KiB.
-        staging_bytes: (64 << 10) * 2 * (threads + 3) * (1 + tape.below(4)),
+        // From the smallest that is taken: slots of 64 KiB, and room for the ends of direct reads.
+        staging_bytes: (72 << 10) * 2 * (threads + 3) * (1 + tape.below(4)),
         threads: threads as usize,
         reader_threads: 1 + tape.below(3) as usize,
         merge_gap_bytes: tape.one_of(&[0, 1, 9, 200, 5_000, 1 << 30]),
         verify: tape.one_of(&[Verify::Auto, Verify::Full, Verify::Off]),
         io: tape.one_of(&READERS),
+        ..EngineOptions::default()
     }
 }
 
 /// What this machine reads with.
 static READERS: LazyLock<Vec<Io>> = LazyLock::new(|| match touchdown::io::uring_setup() {
-    Ok(()) => vec![Io::Pread, Io::Uring],
+    Ok(()) => vec![Io::Pread, Io::Uring, Io::Auto],
     Err(error) => {
         // Past the capturing of tests; where stderr is closed there is nobody to tell.
         let _ = writeln!(std::io::stderr(), "skipped: the laws are not tested with io_uring: {error:?}");

@@ -2,6 +2,8 @@
 
 use std::alloc::{Layout, alloc_zeroed, dealloc};
 use std::ptr::NonNull;
+#[cfg(feature = "uring")]
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::error::{Error, ErrorKind, Result};
 
@@ -13,6 +15,8 @@ pub struct Buffer {
     start: NonNull<u8>,
     len: usize,
     owner: Owner,
+    #[cfg(feature = "uring")]
+    id: u64,
 }
 
 /// Who frees the memory.
@@ -45,6 +49,24 @@ const MAPPED_BYTES_MIN: usize = 256 << 10;
 const HUGE_PAGE_BYTES: usize = 2 << 20;
 
 impl Buffer {
+    fn new(start: NonNull<u8>, len: usize, owner: Owner) -> Self {
+        #[cfg(feature = "uring")]
+        static NEXT: AtomicU64 = AtomicU64::new(1);
+        Self {
+            start,
+            len,
+            owner,
+            #[cfg(feature = "uring")]
+            id: NEXT.fetch_add(1, Ordering::Relaxed),
+        }
+    }
+
+    /// A number that no other buffer of this process ever has, unlike an address.
+    #[cfg(feature = "uring")]
+    pub(super) fn id(&self) -> u64 {
+        self.id
+    }
+
     /// `len` zero bytes.
     ///
     /// # Errors
@@ -57,7 +79,7 @@ impl Buffer {
                 .hint("load fewer leaves (`--only`), a narrower type (`--cast`), or onto more devices")
         };
         if len == 0 {
-            return Ok(Self { start: NonNull::dangling(), len, owner: Owner::Aligned });
+            return Ok(Self::new(NonNull::dangling(), len, Owner::Aligned));
         }
         if len >= MAPPED_BYTES_MIN {
             return map(len).ok_or_else(refused);
@@ -65,7 +87,7 @@ impl Buffer {
         let layout = Layout::from_size_align(len, ALIGN).map_err(|_| refused())?;
         // SAFETY: the layout has a size above zero.
         let start = NonNull::new(unsafe { alloc_zeroed(layout) }).ok_or_else(refused)?;
-        Ok(Self { start, len, owner: Owner::Aligned })
+        Ok(Self::new(start, len, Owner::Aligned))
     }
 
     /// `len` zero bytes in a file without a name in this directory: memory that the system can write out and forget, for arrays
@@ -94,7 +116,7 @@ impl Buffer {
             unsafe { mmap(std::ptr::null_mut(), len, ProtFlags::READ | ProtFlags::WRITE, MapFlags::SHARED, &file, 0) };
         let start = start.map_err(|errno| failed(errno.into()))?;
         let start = NonNull::new(start.cast()).ok_or_else(|| Error::bug("a mapping at address 0"))?;
-        Ok(Self { start, len, owner: Owner::Mapped })
+        Ok(Self::new(start, len, Owner::Mapped))
     }
 
     /// Somebody else's memory.
@@ -104,7 +126,7 @@ impl Buffer {
     /// 2. Nothing else touches those bytes meanwhile.
     #[allow(unsafe_code)]
     pub unsafe fn foreign(start: NonNull<u8>, len: usize) -> Self {
-        Self { start, len, owner: Owner::Foreign }
+        Self::new(start, len, Owner::Foreign)
     }
 
     /// Whether the memory is known to be zero where it has not been written.
@@ -142,7 +164,7 @@ fn map(len: usize) -> Option<Buffer> {
         // memory works all the same.
         let _ = unsafe { madvise(start, len, Advice::LinuxHugepage) };
     }
-    Some(Buffer { start: NonNull::new(start.cast())?, len, owner: Owner::Mapped })
+    Some(Buffer::new(NonNull::new(start.cast())?, len, Owner::Mapped))
 }
 
 /// A file without a name.
@@ -232,8 +254,8 @@ impl From<Vec<u8>> for Buffer {
         let start = Box::into_raw(bytes.into_boxed_slice()).cast::<u8>();
         // A box is never null; a null pointer would become an empty buffer.
         match NonNull::new(start) {
-            Some(start) => Self { start, len, owner: Owner::Boxed },
-            None => Self { start: NonNull::dangling(), len: 0, owner: Owner::Foreign },
+            Some(start) => Self::new(start, len, Owner::Boxed),
+            None => Self::new(NonNull::dangling(), 0, Owner::Foreign),
         }
     }
 }

@@ -7,12 +7,14 @@ use crate::error::Result;
 /// How files are read.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Io {
-    /// What is fastest: positioned reads for now. Reads are buffered, and a ring's one thread copies by itself what the
-    /// page cache holds, where positioned reads share that between threads; `cargo bench --bench stages` compares them.
+    /// What suits each file: io_uring past the page cache for large files on local disks of which little is cached, else
+    /// positioned reads, which share between threads what a ring's one thread would copy by itself. Where there is no
+    /// io_uring, positioned reads only.
     #[default]
     Auto,
-    /// io_uring, or an error where it cannot be set up: of kind [`Io`](crate::ErrorKind::Io) where the system refuses,
-    /// [`Invalid`](crate::ErrorKind::Invalid) in a build without the feature `uring`.
+    /// io_uring for all files, past the page cache where that suits; or an error where it cannot be set up: of kind
+    /// [`Io`](crate::ErrorKind::Io) where the system refuses, [`Invalid`](crate::ErrorKind::Invalid) in a build without the
+    /// feature `uring`.
     Uring,
     /// Positioned reads on threads: works on every kernel.
     Pread,
@@ -25,7 +27,11 @@ pub enum Io {
 pub fn reader(io: Io, threads: usize) -> Result<Box<dyn Reader>> {
     let reader: Box<dyn Reader> = match io {
         Io::Uring => uring()?,
-        Io::Auto | Io::Pread => Box::new(PreadReader::new(threads)?),
+        #[cfg(feature = "uring")]
+        Io::Auto => Box::new(super::either::EitherReader::new(threads)?),
+        #[cfg(not(feature = "uring"))]
+        Io::Auto => Box::new(PreadReader::new(threads)?),
+        Io::Pread => Box::new(PreadReader::new(threads)?),
     };
     tracing::debug!(asked = ?io, reader = reader.name(), depth = reader.depth(), "reads");
     Ok(reader)

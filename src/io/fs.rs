@@ -3,6 +3,9 @@
 use std::fs::File;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
+#[cfg(feature = "uring")]
+use std::sync::atomic::AtomicU64;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use rustix::fs::{FileType, Mode, OFlags, ResolveFlags};
 use rustix::io::Errno;
@@ -26,6 +29,48 @@ pub struct OpenFile {
     file: File,
     path: RelPath,
     size: u64,
+    direct: Option<Direct>,
+}
+
+/// A file open a second time, for reads past the page cache.
+#[derive(Debug)]
+pub struct Direct {
+    file: File,
+    align: u64,
+    /// Unlike any other in this process, also of files that are closed by now.
+    #[cfg(feature = "uring")]
+    id: u64,
+    refused: AtomicBool,
+}
+
+impl Direct {
+    /// Takes a file that was opened for direct reads at multiples of `align` bytes.
+    #[cfg(feature = "uring")]
+    pub(super) fn new(file: File, align: u64) -> Self {
+        static NEXT: AtomicU64 = AtomicU64::new(0);
+        Self { file, align, id: NEXT.fetch_add(1, Ordering::Relaxed), refused: AtomicBool::new(false) }
+    }
+
+    /// The file.
+    pub fn file(&self) -> &File {
+        &self.file
+    }
+
+    /// What offsets, lengths and addresses must be multiples of, in bytes.
+    pub fn align(&self) -> u64 {
+        self.align
+    }
+
+    #[cfg(feature = "uring")]
+    pub(super) fn id(&self) -> u64 {
+        self.id
+    }
+
+    /// No more such reads: the file system did not keep what it promised.
+    #[cfg(feature = "uring")]
+    pub(super) fn refuse(&self) {
+        self.refused.store(true, Ordering::Relaxed);
+    }
 }
 
 impl OpenFile {
@@ -42,6 +87,22 @@ impl OpenFile {
     /// Its size when it was opened, in bytes.
     pub fn size(&self) -> u64 {
         self.size
+    }
+
+    /// The same file for reads past the page cache, if that is how it should be read.
+    pub fn direct(&self) -> Option<&Direct> {
+        self.direct.as_ref().filter(|direct| !direct.refused.load(Ordering::Relaxed))
+    }
+
+    #[cfg(all(test, feature = "uring"))]
+    pub(super) fn set_direct(&mut self, direct: Direct) {
+        self.direct = Some(direct);
+    }
+
+    /// Has it read past the page cache from now on, if it is worth it: a file on a local disk, of which little is cached.
+    #[cfg(feature = "uring")]
+    pub fn prefer_direct(&mut self) {
+        self.direct = super::cached::direct(&self.file, self.size);
     }
 }
 
@@ -86,7 +147,7 @@ impl Root {
         // On a regular file the flag has no use, and io_uring takes it to mean that a read must not wait for the disk.
         rustix::fs::fcntl_setfl(&fd, OFlags::empty()).map_err(|errno| self.refused(errno, "open", path))?;
         let size = u64::try_from(stat.st_size).unwrap_or(0);
-        Ok(Some(OpenFile { file: File::from(fd), path: path.clone(), size }))
+        Ok(Some(OpenFile { file: File::from(fd), path: path.clone(), size, direct: None }))
     }
 
     /// The entries of a directory, sorted by name; `None` if there is no such directory.

@@ -8,7 +8,11 @@
 
 mod budget;
 mod buffer;
+#[cfg(feature = "uring")]
+mod cached;
 mod choose;
+#[cfg(feature = "uring")]
+mod either;
 mod events;
 mod fs;
 #[cfg(all(test, loom))]
@@ -26,9 +30,11 @@ mod uring;
 
 pub use budget::{Budget, Credit};
 pub use buffer::Buffer;
+#[cfg(feature = "uring")]
+pub use cached::cached_bytes;
 pub use choose::{Io, reader, uring_setup};
 pub(crate) use fs::io_error;
-pub use fs::{OpenFile, Root};
+pub use fs::{Direct, OpenFile, Root};
 pub use pread::PreadReader;
 pub use reader::{Completion, ReadAt, Reader, ReaderWaker, Ticket};
 pub use ring::{Ring, Slot};

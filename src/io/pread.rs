@@ -13,9 +13,8 @@ use crate::error::{Error, ErrorKind, Result};
 /// Threads that each do one positioned read at a time.
 #[derive(Debug)]
 pub struct PreadReader {
-    submit: Option<Sender<(Ticket, ReadAt)>>,
+    threads: Threads,
     events: Events,
-    threads: Vec<JoinHandle<()>>,
 }
 
 impl PreadReader {
@@ -24,19 +23,49 @@ impl PreadReader {
     /// # Errors
     /// The system starts no more threads.
     pub fn new(threads: usize) -> Result<Self> {
-        let (submit, work) = channel::<(Ticket, ReadAt)>();
         let (send, events) = Events::new();
+        Ok(Self { threads: Threads::new(threads, &send)?, events })
+    }
+}
+
+/// The threads; they tell their events to whoever made them.
+#[derive(Debug)]
+pub(super) struct Threads {
+    submit: Option<Sender<(Ticket, ReadAt)>>,
+    threads: Vec<JoinHandle<()>>,
+}
+
+impl Threads {
+    /// So many threads, at least one.
+    ///
+    /// # Errors
+    /// The system starts no more threads.
+    pub(super) fn new(threads: usize, send: &Sender<Event>) -> Result<Self> {
+        let (submit, work) = channel::<(Ticket, ReadAt)>();
         let work = Arc::new(Mutex::new(work));
-        let mut reader = Self { submit: Some(submit), events, threads: Vec::new() };
+        let mut all = Self { submit: Some(submit), threads: Vec::new() };
         for index in 0..threads.max(1) {
             let (work, send) = (Arc::clone(&work), send.clone());
             let thread = std::thread::Builder::new()
                 .name(format!("touchdown-read-{index}"))
                 .spawn(move || serve(&work, &send))
                 .map_err(|error| Error::new(ErrorKind::Io, "the system starts no more threads").caused_by(error))?;
-            reader.threads.push(thread);
+            all.threads.push(thread);
         }
-        Ok(reader)
+        Ok(all)
+    }
+
+    /// As [`Reader::submit`].
+    pub(super) fn submit(&mut self, ticket: Ticket, read: ReadAt) {
+        if let Some(submit) = &self.submit {
+            // The threads live as long as this, so the send succeeds.
+            let _ = submit.send((ticket, read));
+        }
+    }
+
+    /// One read at work and one waiting per thread keeps every thread busy.
+    pub(super) fn depth(&self) -> usize {
+        self.threads.len() * 2
     }
 }
 
@@ -59,10 +88,7 @@ fn serve(work: &Mutex<Receiver<(Ticket, ReadAt)>>, send: &Sender<Event>) {
 
 impl Reader for PreadReader {
     fn submit(&mut self, ticket: Ticket, read: ReadAt) {
-        if let Some(submit) = &self.submit {
-            // The threads live as long as the reader, so the send succeeds.
-            let _ = submit.send((ticket, read));
-        }
+        self.threads.submit(ticket, read);
     }
 
     fn next(&mut self, deadline: Option<Instant>) -> Option<Completion> {
@@ -70,8 +96,7 @@ impl Reader for PreadReader {
     }
 
     fn depth(&self) -> usize {
-        // One read at work and one waiting per thread keeps every thread busy.
-        self.threads.len() * 2
+        self.threads.depth()
     }
 
     fn waker(&self) -> Arc<dyn ReaderWaker> {
@@ -83,7 +108,7 @@ impl Reader for PreadReader {
     }
 }
 
-impl Drop for PreadReader {
+impl Drop for Threads {
     fn drop(&mut self) {
         self.submit = None;
         for thread in self.threads.drain(..) {

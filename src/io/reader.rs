@@ -26,6 +26,11 @@ pub trait Reader: Send {
 
     /// What it reads with, as the command line's `--io` calls it.
     fn name(&self) -> &'static str;
+
+    /// Whether it reads past the page cache where a file prefers that ([`OpenFile::direct`]).
+    fn reads_directly(&self) -> bool {
+        false
+    }
 }
 
 /// Wakes the thread that waits in [`Reader::next`].
@@ -38,7 +43,7 @@ pub trait ReaderWaker: Send + Sync {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Ticket(pub u64);
 
-/// A read to do: `len` bytes from `offset` of `file` into the start of `buffer`.
+/// A read to do: `len` bytes from `offset` of `file` into `buffer`.
 #[derive(Debug)]
 pub struct ReadAt {
     /// The file; kept open until the completion.
@@ -47,8 +52,22 @@ pub struct ReadAt {
     pub offset: u64,
     /// Number of bytes; more than the buffer's length completes as `InvalidInput`.
     pub len: usize,
-    /// Where they go.
+    /// Where they go. What is in the rest of it afterwards is not said.
     pub buffer: Slot,
+    /// Where in the buffer they begin, once the read is done: a direct read takes whole blocks.
+    pub start: usize,
+}
+
+impl ReadAt {
+    /// A read of `len` bytes from `offset`.
+    pub fn new(file: Arc<OpenFile>, offset: u64, len: usize, buffer: Slot) -> Self {
+        Self { file, offset, len, buffer, start: 0 }
+    }
+
+    /// The bytes that were read, once the read is done.
+    pub fn bytes(&self) -> &[u8] {
+        self.buffer.get(self.start..self.start + self.len).unwrap_or_default()
+    }
 }
 
 /// A finished read.

@@ -14,6 +14,7 @@ fn with_every_reader(test: impl Fn(&mut dyn Reader)) {
     let mut ran = vec!["pread"];
     test(&mut PreadReader::new(1).unwrap());
     test(&mut PreadReader::new(3).unwrap());
+    test(super::reader(super::Io::Auto, 2).unwrap().as_mut());
     match super::reader(super::Io::Uring, 1) {
         Ok(mut uring) => {
             assert_eq!(uring.name(), "uring");
@@ -48,7 +49,7 @@ fn file(len: usize) -> Files {
 }
 
 fn read(files: &Files, ring: &Arc<Ring>, offset: u64, len: usize) -> ReadAt {
-    ReadAt { file: Arc::clone(&files.file), offset, len, buffer: ring.slot().unwrap() }
+    ReadAt::new(Arc::clone(&files.file), offset, len, ring.slot().unwrap())
 }
 
 /// The next completion, wakes passed over; fails after a time in which every read should be done.
@@ -70,16 +71,13 @@ fn one(reader: &mut dyn Reader, read: ReadAt) -> Completion {
 }
 
 #[test]
-fn bytes_arrive_from_any_offset_into_the_start_of_the_buffer() {
+fn bytes_arrive_from_any_offset() {
     let (files, ring) = (file(100_003), Ring::new(70_000));
     with_every_reader(|reader| {
         for (offset, len) in [(0, 1), (0, 70_000), (1, 4096), (4095, 3), (99_999, 4), (100_002, 1), (33_333, 66_670)] {
-            let mut asked = read(&files, &ring, offset, len);
-            asked.buffer.fill(0xAA);
-            let done = one(reader, asked);
+            let done = one(reader, read(&files, &ring, offset, len));
             done.result.unwrap();
-            assert_eq!(done.read.buffer[..len], files.bytes[offset as usize..offset as usize + len]);
-            assert!(done.read.buffer[len..].iter().all(|byte| *byte == 0xAA), "bytes beyond the read changed");
+            assert_eq!(done.read.bytes(), &files.bytes[offset as usize..offset as usize + len]);
         }
     });
 }
@@ -214,6 +212,140 @@ proptest! {
                 }
             }
         });
+    }
+}
+
+/// Reads past the page cache: the same bytes, whatever the position, the tail and what goes wrong.
+#[cfg(feature = "uring")]
+mod direct {
+    use std::fs::File;
+
+    use super::*;
+    use crate::io::either::EitherReader;
+    use crate::io::fs::Direct;
+    use crate::io::uring::{Mode, UringReader};
+    use crate::limits::SLOT_SLACK_BYTES;
+
+    const SLOT: usize = 300_000;
+
+    /// A file of which nothing is cached, open for direct reads; `None`, and a word on the terminal, where there are none.
+    fn cold(len: usize) -> Option<Files> {
+        let mut files = file(len);
+        let path = files.dir.path().join("f");
+        let on_disk = File::open(path).unwrap();
+        on_disk.sync_all().unwrap();
+        rustix::fs::fadvise(&on_disk, 0, None, rustix::fs::Advice::DontNeed).unwrap();
+        Arc::get_mut(&mut files.file).unwrap().prefer_direct();
+        if let Err(error) = crate::io::uring_setup() {
+            skipped(&error);
+            return None;
+        }
+        if files.file.direct().is_none() {
+            let why = "skipped: direct reads are not tested: temporary files lie in memory, or their system has none";
+            let _ = writeln!(std::io::stderr(), "{why}");
+            return None;
+        }
+        Some(files)
+    }
+
+    fn ring() -> Arc<Ring> {
+        Ring::new(SLOT + SLOT_SLACK_BYTES as usize)
+    }
+
+    fn expect(files: &Files, done: &Completion) {
+        let (start, len) = (done.read.offset as usize, done.read.len);
+        assert_eq!(done.read.bytes(), &files.bytes[start..start + len], "{len} bytes at {start}");
+    }
+
+    #[test]
+    fn bytes_arrive_from_any_offset_and_at_the_tail() {
+        let Some(files) = cold(3_000_123) else { return };
+        let (ring, len) = (ring(), files.bytes.len());
+        let mut plain = UringReader::new().unwrap();
+        let mut either = EitherReader::new(2).unwrap();
+        let readers: [&mut dyn Reader; 2] = [&mut plain, &mut either];
+        for reader in readers {
+            let mut aside = 0;
+            for offset in [0, 1, 511, 512, 4095, 4096, 4097, 1 << 20, len - SLOT, len - 5000, len - 1] {
+                for want in [1, 2, 511, 4096, 5000, SLOT] {
+                    let want = want.min(len - offset);
+                    let done = one(reader, read(&files, &ring, offset as u64, want));
+                    assert!(done.result.is_ok(), "{want} bytes at {offset}: {:?}", done.result);
+                    expect(&files, &done);
+                    aside += usize::from(done.read.start > 0);
+                }
+            }
+            assert!(aside > 20, "the blocks around the bytes were read: {aside}");
+            assert!(files.file.direct().is_some(), "no read was refused");
+            let beyond = one(reader, read(&files, &ring, len as u64 - 10, 11));
+            assert_eq!(beyond.result.unwrap_err().kind(), Io::UnexpectedEof);
+        }
+    }
+
+    #[test]
+    fn many_at_once_each_come_back_with_their_own_bytes() {
+        let Some(files) = cold(2_000_007) else { return };
+        let (ring, mut reader) = (ring(), EitherReader::new(2).unwrap());
+        let place = |ticket: u64| (ticket * 99_991) % 1_700_000;
+        for ticket in 0..300 {
+            reader.submit(Ticket(ticket), read(&files, &ring, place(ticket), SLOT));
+        }
+        for _ in 0..300 {
+            let done = next(&mut reader);
+            assert_eq!(done.read.offset, place(done.ticket.0));
+            assert!(done.result.is_ok());
+            expect(&files, &done);
+        }
+    }
+
+    #[test]
+    fn where_it_cannot_be_done_the_page_cache_serves() {
+        let Some(mut files) = cold(1_500_000) else { return };
+        let mut reader = UringReader::new().unwrap();
+        // No room for the blocks at the ends.
+        let tight = Ring::new(4097);
+        let done = one(&mut reader, read(&files, &tight, 4095, 4097));
+        assert!(done.result.is_ok() && done.read.start == 0);
+        expect(&files, &done);
+        drop(done);
+        // A system that refuses what it promised: blocks of one byte.
+        let again = rustix::fs::open(
+            files.dir.path().join("f"),
+            rustix::fs::OFlags::RDONLY | rustix::fs::OFlags::DIRECT,
+            rustix::fs::Mode::empty(),
+        );
+        Arc::get_mut(&mut files.file).unwrap().set_direct(Direct::new(again.unwrap().into(), 1));
+        let ring = ring();
+        let done = one(&mut reader, read(&files, &ring, 77, 1000));
+        assert!(done.result.is_ok());
+        expect(&files, &done);
+        assert!(files.file.direct().is_none(), "it is not asked a second time");
+    }
+
+    #[test]
+    fn a_file_that_became_shorter_ends() {
+        let Some(files) = cold(2_000_000) else { return };
+        let ring = ring();
+        std::fs::OpenOptions::new().write(true).open(files.dir.path().join("f")).unwrap().set_len(1_100_000).unwrap();
+        let mut reader = UringReader::new().unwrap();
+        let done = one(&mut reader, read(&files, &ring, 1_000_000, 200_000));
+        assert_eq!(done.result.unwrap_err().kind(), Io::UnexpectedEof);
+        let done = one(&mut reader, read(&files, &ring, 1_000_000, 100_000));
+        assert!(done.result.is_ok());
+        expect(&files, &done);
+    }
+
+    #[test]
+    fn without_io_uring_all_files_are_read_with_positioned_reads() {
+        let Some(files) = cold(2_000_000) else { return };
+        let refuse: fn(Mode) -> std::io::Result<io_uring::IoUring> = |_| Err(rustix::io::Errno::PERM.into());
+        let mut reader = EitherReader::with(2, refuse).unwrap();
+        assert!(reader.reads_directly());
+        let ring = ring();
+        let done = one(&mut reader, read(&files, &ring, 5, 100_000));
+        assert!(done.result.is_ok() && done.read.start == 0);
+        expect(&files, &done);
+        assert!(!reader.reads_directly(), "the next files are not even asked about");
     }
 }
 

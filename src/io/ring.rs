@@ -56,6 +56,12 @@ impl Ring {
 }
 
 impl Slot {
+    /// The number of its memory, which no other memory of this process ever has.
+    #[cfg(feature = "uring")]
+    pub(super) fn id(&self) -> u64 {
+        self.buffer.as_ref().map_or(0, Buffer::id)
+    }
+
     /// Gives the memory up for good: somebody may write into it at any time, so that it can neither be reused nor freed.
     /// What is left is an empty slot.
     #[cfg(feature = "uring")]

@@ -41,7 +41,7 @@ pub use view::{Piece, View};
 use crate::dtype::{CastPolicy, DType};
 use crate::keypath::KeyPath;
 use crate::kv;
-use crate::limits::{WINDOWS_PER_BUDGET, ZSTD_WINDOW_BYTES_MIN, ZSTD_WINDOW_LOG_MAX};
+use crate::limits::{SLOT_SLACK_BYTES, WINDOWS_PER_BUDGET, ZSTD_WINDOW_BYTES_MIN, ZSTD_WINDOW_LOG_MAX};
 use crate::relpath::RelPath;
 use crate::shape::Region;
 use crate::zarr::{ArrayMeta, ByteCodec, Endian, IndexLocation};
@@ -136,6 +136,11 @@ pub struct Limits {
 pub type DecoderCost = fn(&[ByteCodec], u64, u64, u64) -> u64;
 
 impl Limits {
+    /// Memory that a slot takes: its bytes, and room for the rest of the blocks that a direct read takes.
+    pub fn slot_memory(&self) -> u64 {
+        self.slot_bytes.saturating_add(SLOT_SLACK_BYTES)
+    }
+
     /// The largest zstd window that a unit of this plan is decoded with, in bytes; a frame that needs more is refused when
     /// it is met, with the budget that would do.
     pub fn window_bytes_max(&self) -> u64 {
@@ -403,12 +408,12 @@ impl Plan {
         let units = &self.units[batch.units.start as usize..batch.units.end as usize];
         let working = units.iter().map(|unit| unit.working_bytes).max().unwrap_or(0);
         let slots = if read.len > self.limits.slot_bytes { STREAM_SLOTS } else { 1 };
-        (slots * self.limits.slot_bytes).saturating_add(working)
+        (slots * self.limits.slot_memory()).saturating_add(working)
     }
 
     /// The most staging memory that is in use at once, in bytes: the budget, or less when there is less to do.
     pub fn staging_bytes(&self) -> u64 {
-        let workers = self.limits.slot_bytes * u64::from(self.limits.workers);
+        let workers = self.limits.slot_memory() * u64::from(self.limits.workers);
         let batches = self.batches.iter().fold(0u64, |sum, batch| sum.saturating_add(self.batch_bytes(batch)));
         workers.saturating_add(batches).min(self.limits.staging_bytes)
     }

@@ -9,7 +9,7 @@ use super::build::Planner;
 use super::ranges::{raw_ranges, union_volume};
 use super::{Placement, STREAM_SLOTS, SingleShard, Source, Unit, UnitArray, Verify, id};
 use crate::error::{Error, Result};
-use crate::limits::{RANGES_PER_CHUNK_MAX, SLOT_BYTES};
+use crate::limits::{RANGES_PER_CHUNK_MAX, SLOT_BYTES, SLOT_SLACK_BYTES};
 use crate::need::{Answer, Asker, Need, unfit};
 use crate::relpath::RelPath;
 use crate::shape::{Region, byte_count, strides};
@@ -304,12 +304,12 @@ impl Planner<'_> {
     /// Notes a unit whose decoder needs more than the budget leaves beside the slots it works with.
     fn check_budget(&mut self, part: &StoredPart, working_bytes: u64) {
         let slots = u64::from(self.limits.workers) + STREAM_SLOTS;
-        let beside = slots * self.limits.slot_bytes;
+        let beside = slots * self.limits.slot_memory();
         if working_bytes.saturating_add(beside) <= self.limits.staging_bytes {
             return;
         }
         // A larger budget has larger slots, up to a size, but gives them no more than half of itself: either makes enough.
-        let beside = beside.max(working_bytes.min(slots * SLOT_BYTES as u64));
+        let beside = beside.max(working_bytes.min(slots * (SLOT_BYTES as u64 + SLOT_SLACK_BYTES)));
         let needed = working_bytes.saturating_add(beside);
         if self.over_budget.as_ref().is_some_and(|(most, _)| *most >= needed) {
             return;

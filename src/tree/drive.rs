@@ -5,12 +5,13 @@
 
 use std::collections::{HashMap, VecDeque};
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
 use rayon::ThreadPool;
 
+use super::engine::Stall;
 use super::land::{FirstError, Stream, located, part_of_read};
 use super::state::Stage;
 use super::work::{self, Work};
@@ -20,9 +21,16 @@ use crate::limits::{LOAD_OPEN_FILES_MAX, TASKS_PER_WORKER};
 use crate::plan::Source;
 
 /// Does one load on the driver's thread. Stops early when `closing` is set.
-pub(super) fn run(work: Work, reader: &mut dyn Reader, pool: &ThreadPool, ring: &Arc<Ring>, closing: &AtomicBool) {
+pub(super) fn run(
+    work: Work,
+    reader: &mut dyn Reader,
+    pool: &ThreadPool,
+    ring: &Arc<Ring>,
+    stall: Stall,
+    closing: &AtomicBool,
+) {
     work.status.lock().driver = Some(reader.waker());
-    let reserved = u64::from(work.limits.workers) * work.limits.slot_bytes;
+    let reserved = u64::from(work.limits.workers) * work.limits.slot_memory();
     let mut drive = Drive {
         work: &work,
         closing,
@@ -34,12 +42,13 @@ pub(super) fn run(work: Work, reader: &mut dyn Reader, pool: &ThreadPool, ring: 
         done: Arc::new(Mutex::new(Vec::new())),
         tasks: 0,
         next_batch: 0,
-        next_ticket: 0,
         reads: HashMap::new(),
         streams: HashMap::new(),
         files: HashMap::new(),
         read: Stage::default(),
         requests: 0,
+        stall,
+        lost: false,
     };
     work.complete(work.landing.leaves_without_units());
     drive.run();
@@ -75,14 +84,26 @@ struct Drive<'a> {
     /// Tasks that have not reported back.
     tasks: usize,
     next_batch: usize,
-    next_ticket: u64,
     /// Reads in flight.
-    reads: HashMap<Ticket, Reading>,
+    reads: HashMap<Ticket, InFlight>,
     /// Units larger than a slot, by batch.
     streams: HashMap<usize, Flow>,
     files: HashMap<u32, Arc<OpenFile>>,
     read: Stage,
     requests: u64,
+    stall: Stall,
+    /// Whether a read did not come back in time and the load ends without it.
+    lost: bool,
+}
+
+/// A read in flight.
+struct InFlight {
+    reading: Reading,
+    file: Arc<OpenFile>,
+    offset: u64,
+    since: Instant,
+    /// Whether it has been said that it does not come back.
+    told: bool,
 }
 
 /// What a read in flight is for.
@@ -107,7 +128,7 @@ struct Flow {
     next: u64,
     end: u64,
     /// Segments that have arrived and wait for the decoder, in order.
-    ready: VecDeque<(Slot, usize)>,
+    ready: VecDeque<ReadAt>,
     reading: bool,
     /// The decoder, unless a task has it.
     stream: Option<Box<Stream>>,
@@ -124,6 +145,9 @@ impl Drive<'_> {
         loop {
             // First what has ended gives its memory back, then what waits for memory is tried.
             self.collect();
+            if self.lost && self.tasks == 0 {
+                return;
+            }
             let blocked = self.admit();
             if self.reads.is_empty() && self.tasks == 0 && self.streams.is_empty() {
                 if self.stopping() || self.next_batch == self.work.landing.plan.batches.len() {
@@ -137,14 +161,56 @@ impl Drive<'_> {
                 continue;
             }
             let waited = Instant::now();
-            let completion = self.reader.next(None);
+            let completion = self.reader.next(self.next_stall());
             if blocked {
                 self.read.blocked += waited.elapsed();
             }
-            if let Some(completion) = completion {
-                self.completed(completion);
+            match completion {
+                Some(completion) => self.completed(completion),
+                None => self.lost |= self.stalled(),
             }
         }
+    }
+
+    /// When the next read will have been away for too long.
+    fn next_stall(&self) -> Option<Instant> {
+        let after = self.stall.after?;
+        let reads = self.reads.values().filter(|read| !read.told);
+        reads.map(|read| read.since).min().and_then(|since| since.checked_add(after))
+    }
+
+    /// Says which reads have been away for too long. Returns whether the load is to end without them.
+    fn stalled(&mut self) -> bool {
+        let Some(after) = self.stall.after else { return false };
+        let plan = &self.work.landing.plan;
+        let mut lost = false;
+        for read in self.reads.values_mut() {
+            if read.since.elapsed() < after {
+                continue;
+            }
+            lost = true;
+            if std::mem::replace(&mut read.told, true) {
+                continue;
+            }
+            let file = self.work.root.shown(read.file.path());
+            tracing::warn!(
+                file,
+                offset = read.offset,
+                seconds = read.since.elapsed().as_secs(),
+                "a read does not come back"
+            );
+            if self.stall.aborts {
+                let (Reading::Batch { batch, .. } | Reading::Segment { batch }) = &read.reading;
+                let unit = plan.batches[*batch].units.start;
+                let error = Error::new(ErrorKind::Io, "a read does not come back")
+                    .at("offset", read.offset)
+                    .at("file", file)
+                    .expected(format_args!("an answer within {after:?}"))
+                    .hint("see whether the disk or the network file system still answers");
+                self.error.put(unit, located(error, plan, &plan.units[unit as usize]));
+            }
+        }
+        lost && self.stall.aborts
     }
 
     fn stopping(&self) -> bool {
@@ -211,13 +277,13 @@ impl Drive<'_> {
     }
 
     fn submit(&mut self, reading: Reading, file: Arc<OpenFile>, offset: u64, len: u64, buffer: Slot) {
-        let ticket = Ticket(self.next_ticket);
-        self.next_ticket += 1;
+        let ticket = Ticket(NEXT_TICKET.fetch_add(1, Ordering::Relaxed));
         self.requests += 1;
         self.read.bytes += len;
-        self.reads.insert(ticket, reading);
+        let in_flight = InFlight { reading, file: Arc::clone(&file), offset, since: Instant::now(), told: false };
+        self.reads.insert(ticket, in_flight);
         // At most a slot, which is a usize.
-        self.reader.submit(ticket, ReadAt { file, offset, len: usize::try_from(len).unwrap_or(usize::MAX), buffer });
+        self.reader.submit(ticket, ReadAt::new(file, offset, usize::try_from(len).unwrap_or(usize::MAX), buffer));
     }
 
     fn file(&mut self, number: u32) -> Result<Arc<OpenFile>> {
@@ -228,11 +294,16 @@ impl Drive<'_> {
             self.files.clear();
         }
         let path = &self.work.landing.plan.files[number as usize];
-        let file = self.work.root.file(path)?.ok_or_else(|| {
+        #[cfg_attr(not(feature = "uring"), expect(unused_mut, reason = "only a ring reads past the cache"))]
+        let mut file = self.work.root.file(path)?.ok_or_else(|| {
             Error::not_found("a data file of the checkpoint is missing")
                 .at("file", self.work.root.shown(path))
                 .hint("the checkpoint is incomplete; copy it again")
         })?;
+        #[cfg(feature = "uring")]
+        if self.reader.reads_directly() {
+            file.prefer_direct();
+        }
         let file = Arc::new(file);
         self.files.insert(number, Arc::clone(&file));
         Ok(file)
@@ -242,7 +313,8 @@ impl Drive<'_> {
     fn completed(&mut self, completion: Completion) {
         let Completion { ticket, read, result, busy } = completion;
         self.read.busy += busy;
-        let Some(reading) = self.reads.remove(&ticket) else { return };
+        // A read of a load that was given up comes back to nobody.
+        let Some(InFlight { reading, .. }) = self.reads.remove(&ticket) else { return };
         self.work.status.count.bytes_read.fetch_add(read.len as u64, Ordering::Relaxed);
         let plan = &self.work.landing.plan;
         let batch = match &reading {
@@ -258,11 +330,11 @@ impl Drive<'_> {
             return;
         }
         match reading {
-            Reading::Batch { batch, credit } => self.spawn_batch(batch, Some((read.buffer, credit))),
+            Reading::Batch { batch, credit } => self.spawn_batch(batch, Some((read, credit))),
             Reading::Segment { batch } => {
                 if let Some(flow) = self.streams.get_mut(&batch) {
                     flow.reading = false;
-                    flow.ready.push_back((read.buffer, read.len));
+                    flow.ready.push_back(read);
                 }
                 self.advance(batch);
             }
@@ -281,7 +353,7 @@ impl Drive<'_> {
     }
 
     /// Decodes every unit of a batch in one task.
-    fn spawn_batch(&mut self, number: usize, read: Option<(Slot, Credit)>) {
+    fn spawn_batch(&mut self, number: usize, read: Option<(ReadAt, Credit)>) {
         let (landing, ring, error) = (Arc::clone(&self.work.landing), Arc::clone(self.ring), Arc::clone(&self.error));
         self.spawn(move || {
             let batch = &landing.plan.batches[number];
@@ -289,8 +361,8 @@ impl Drive<'_> {
             for position in batch.units.clone() {
                 let unit = &landing.plan.units[position as usize];
                 let stored: Result<&[u8]> = match (&unit.source, &read, batch.read) {
-                    (Source::File { offset, len, .. }, Some((slot, _)), Some(range)) => {
-                        part_of_read(slot, offset - range.offset, *len)
+                    (Source::File { offset, len, .. }, Some((read, _)), Some(range)) => {
+                        part_of_read(read.bytes(), offset - range.offset, *len)
                     }
                     (Source::Inline(bytes), ..) => Ok(bytes),
                     (Source::Fill(element), ..) => Ok(element),
@@ -347,7 +419,7 @@ impl Drive<'_> {
             let unit = &landing.plan.units[position as usize];
             let fail = |failed: Error| error.put(position, located(failed, &landing.plan, unit));
             match segment {
-                Some((slot, len)) => match stream.feed(&landing, unit, &slot[..len]) {
+                Some(read) => match stream.feed(&landing, unit, read.bytes()) {
                     Ok(()) => Done::Segment { batch, stream: Some(stream) },
                     Err(failed) => {
                         fail(failed);
@@ -407,3 +479,6 @@ impl Drive<'_> {
         }
     }
 }
+
+/// No ticket is used twice, so that a read which comes back after its load was given up is taken for none of another load.
+static NEXT_TICKET: AtomicU64 = AtomicU64::new(0);

@@ -28,8 +28,11 @@ use super::save::{SaveJob, SaveOptions, SaveWork, Tree, TreeItem};
 use super::target::Target;
 use super::work::Work;
 use crate::error::{Error, ErrorKind, Result};
-use crate::io::{self, Buffer, Io, Ring};
-use crate::limits::{MERGE_GAP_BYTES_DEFAULT, READER_THREADS_DEFAULT, SLOT_BYTES, SLOTS_MIN, STAGING_BYTES_DEFAULT};
+use crate::io::{self, Buffer, Io, Reader, Ring};
+use crate::limits::{
+    MERGE_GAP_BYTES_DEFAULT, READER_THREADS_DEFAULT, SLOT_BYTES, SLOT_SLACK_BYTES, SLOTS_MIN, STAGING_BYTES_DEFAULT,
+    STALL_AFTER_DEFAULT,
+};
 use crate::place::{Destination, HostDestination, Memory, ShardSpec};
 use crate::plan::{Limits, Plan, Verify};
 
@@ -48,6 +51,24 @@ pub struct EngineOptions {
     pub merge_gap_bytes: u64,
     /// When checksums are checked.
     pub verify: Verify,
+    /// What is done about reads that do not come back.
+    pub stall: Stall,
+}
+
+/// What is done about reads that do not come back: a disk that hangs, a network file system whose server is gone.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Stall {
+    /// When a read is reported, with its file and offset, as a warning of `tracing`; never, if `None`.
+    pub after: Option<Duration>,
+    /// Whether the load then fails, too, instead of waiting on. The engine stays usable, but the read keeps its staging slot
+    /// until it comes back, and dropping the engine waits for it: the kernel may still write there.
+    pub aborts: bool,
+}
+
+impl Default for Stall {
+    fn default() -> Self {
+        Self { after: Some(STALL_AFTER_DEFAULT), aborts: false }
+    }
 }
 
 impl Default for EngineOptions {
@@ -59,6 +80,7 @@ impl Default for EngineOptions {
             reader_threads: READER_THREADS_DEFAULT,
             merge_gap_bytes: MERGE_GAP_BYTES_DEFAULT,
             verify: Verify::Auto,
+            stall: Stall::default(),
         }
     }
 }
@@ -80,9 +102,10 @@ impl EngineOptions {
         let workers = self.workers() as u64;
         // One slot a worker decodes into, the rest is read into; half of the budget is left to decoders' own memory.
         let slots = workers + SLOTS_MIN as u64;
-        let slot_bytes = (self.staging_bytes / (2 * slots)).min(SLOT_BYTES as u64) / PAGE * PAGE;
+        let memory = (self.staging_bytes / (2 * slots)).saturating_sub(SLOT_SLACK_BYTES);
+        let slot_bytes = memory.min(SLOT_BYTES as u64) / PAGE * PAGE;
         if slot_bytes < SLOT_BYTES_MIN {
-            let needed = SLOT_BYTES_MIN * 2 * slots;
+            let needed = (SLOT_BYTES_MIN + SLOT_SLACK_BYTES) * 2 * slots;
             return Err(Error::new(ErrorKind::Budget, "the memory budget is too small")
                 .expected(format_args!("at least {needed} bytes with {workers} workers"))
                 .found(format_args!("{} bytes", self.staging_bytes))
@@ -118,16 +141,27 @@ impl Engine {
     /// # Errors
     /// A budget too small to work with, a system that starts no more threads, or [`Io::Uring`] where there is none.
     pub fn new(options: EngineOptions) -> Result<Self> {
-        let start = Instant::now();
+        Self::started(options, Instant::now(), io::reader(options.io, options.reader_threads)?)
+    }
+
+    /// Starts an engine that reads with the caller's reader: one for storage that this crate does not know, or one that fails
+    /// on purpose. `options.io` and `options.reader_threads` mean nothing then.
+    ///
+    /// # Errors
+    /// As [`new`](Self::new).
+    pub fn with_reader(options: EngineOptions, reader: Box<dyn Reader>) -> Result<Self> {
+        Self::started(options, Instant::now(), reader)
+    }
+
+    fn started(options: EngineOptions, start: Instant, mut reader: Box<dyn Reader>) -> Result<Self> {
         let limits = options.limits()?;
         let no_threads = |error: Box<dyn std::error::Error + Send + Sync>| {
             Error::new(ErrorKind::Io, "the system starts no more threads").caused_by(error)
         };
         let workers = Arc::new(Workers::new(options.workers()).map_err(|error| no_threads(error.into()))?);
         let drivers = Arc::clone(&workers);
-        let mut reader = io::reader(options.io, options.reader_threads)?;
         let reader_name = reader.name();
-        let ring = Ring::new(usize::try_from(limits.slot_bytes).unwrap_or(SLOT_BYTES));
+        let ring = Ring::new(usize::try_from(limits.slot_memory()).unwrap_or(SLOT_BYTES));
         let (jobs, queue) = channel::<Request>();
         let closing = Arc::new(AtomicBool::new(false));
         let closed = Arc::clone(&closing);
@@ -136,7 +170,9 @@ impl Engine {
             .spawn(move || {
                 while let Ok(request) = queue.recv() {
                     match request {
-                        Request::Load(work) => run(*work, reader.as_mut(), drivers.pool(), &ring, &closed),
+                        Request::Load(work) => {
+                            run(*work, reader.as_mut(), drivers.pool(), &ring, options.stall, &closed);
+                        }
                         Request::Save(work) => work.run(drivers.pool()),
                     }
                 }

@@ -34,7 +34,7 @@ pub use api::{Load, LoadedItem, Save, load, load_async, load_items, metadata, op
 pub use catalog::{LeafInfo, LeafKind, SavedSpec};
 pub use checkpoint::{Checkpoint, LeafMetadata, Metadata, OpenOptions};
 pub use database::Database;
-pub use engine::{Engine, EngineOptions};
+pub use engine::{Engine, EngineOptions, Stall};
 pub use job::{Job, Progress};
 pub use rows::{Row, RowView};
 pub use rules::{Filter, Pattern};

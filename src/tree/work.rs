@@ -172,7 +172,7 @@ impl Work {
         let (mut decode, transform) = (stage(&self.landing.decode), stage(&self.landing.transform));
         decode.blocked = (loading * self.limits.workers).saturating_sub(decode.busy + transform.busy);
         let lossy = (0..plan.leaves.len()).map(|leaf| (plan.leaves[leaf].path.to_string(), self.landing.lossy(leaf)));
-        let scratch = if decode.bytes > 0 { u64::from(self.limits.workers) * self.limits.slot_bytes } else { 0 };
+        let scratch = if decode.bytes > 0 { u64::from(self.limits.workers) * self.limits.slot_memory() } else { 0 };
         Report {
             elapsed: self.opened + self.start.elapsed(),
             bytes_logical: plan.bytes_logical(),

@@ -1,0 +1,150 @@
+//! Whether a file is better read past the page cache.
+//!
+//! A cached file is read five to fifteen times as fast from the cache as from its disk, and a cold one costs a half to a fifth of
+//! the processor's time when its pages need not pass through the cache. So the kernel is asked, file by file: what of it is
+//! cached (`cachestat`, Linux 6.5; a handful of reads that must not wait where that is missing), what its file system is
+//! (network file systems read ahead better than we do), and which alignment direct reads need (`statx`, Linux 6.1).
+//!
+//! Must not know: who reads, and how.
+
+use std::fs::File;
+use std::os::fd::AsRawFd;
+
+use rustix::fs::{AtFlags, Mode, OFlags, StatxFlags};
+use rustix::io::{Errno, ReadWriteFlags};
+
+use super::fs::Direct;
+use crate::limits::{ALIGN_BYTES, DIRECT_FILE_BYTES_MIN};
+
+/// The file again, for direct reads; `None` where the page cache serves it better.
+pub(super) fn direct(file: &File, size: u64) -> Option<Direct> {
+    if size < DIRECT_FILE_BYTES_MIN || !is_local(file) || cached_bytes(file, size)? * CACHED_SHARE > size {
+        return None;
+    }
+    let align = alignment(file)?;
+    // The descriptor's own name leads to the same file, whatever has been renamed meanwhile.
+    let name = format!("/proc/self/fd/{}", file.as_raw_fd());
+    let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::DIRECT;
+    let again = rustix::fs::open(name, flags, Mode::empty()).ok()?;
+    let (one, other) = (rustix::fs::fstat(file).ok()?, rustix::fs::fstat(&again).ok()?);
+    let same = (one.st_dev, one.st_ino) == (other.st_dev, other.st_ino);
+    same.then(|| Direct::new(again.into(), align))
+}
+
+/// About how many bytes of a file the page cache holds; `None` if the kernel does not tell.
+pub fn cached_bytes(file: &File, size: u64) -> Option<u64> {
+    cachestat(file).or_else(|| probed(file, size))
+}
+
+/// Asks `cachestat(2)` about the whole file.
+#[allow(unsafe_code)]
+fn cachestat(file: &File) -> Option<u64> {
+    /// `struct cachestat_range`: all of the file if the length is 0.
+    #[repr(C)]
+    struct Range {
+        offset: u64,
+        len: u64,
+    }
+    let range = Range { offset: 0, len: 0 };
+    // `struct cachestat`: pages that are cached, dirty, being written, evicted, recently evicted.
+    let mut pages = [0u64; 5];
+    // SAFETY: the kernel reads a `cachestat_range` and writes a `cachestat`, five numbers of 64 bits; both live here.
+    let done = unsafe { libc::syscall(CACHESTAT, file.as_raw_fd(), &raw const range, pages.as_mut_ptr(), 0) };
+    (done == 0).then(|| pages[0].saturating_mul(rustix::param::page_size() as u64))
+}
+
+/// Reads a byte here and there without waiting. This may make the kernel read ahead, so the places are few.
+fn probed(file: &File, size: u64) -> Option<u64> {
+    let mut cached = 0;
+    for place in 0..PROBES {
+        let offset = size / PROBES * place;
+        let mut byte = [0; 1];
+        match rustix::io::preadv2(file, &mut [std::io::IoSliceMut::new(&mut byte)], offset, ReadWriteFlags::NOWAIT) {
+            Ok(_) => cached += 1,
+            Err(Errno::AGAIN) => {}
+            Err(_) => return None,
+        }
+    }
+    Some(size / PROBES * cached)
+}
+
+/// Whether it lies on a disk of this machine: not in memory, and not at the other end of a network.
+fn is_local(file: &File) -> bool {
+    rustix::fs::fstatfs(file).is_ok_and(|system| !ELSEWHERE.contains(&(system.f_type as u64 & 0xffff_ffff)))
+}
+
+/// What direct reads of the file must be aligned to, in bytes; `None` if it has none.
+fn alignment(file: &File) -> Option<u64> {
+    let asked = rustix::fs::statx(file, "", AtFlags::EMPTY_PATH, StatxFlags::DIOALIGN);
+    let Some(told) = asked.ok().filter(|told| told.stx_mask & StatxFlags::DIOALIGN.bits() != 0) else {
+        return Some(ALIGN_BYTES);
+    };
+    let align = u64::from(told.stx_dio_mem_align.max(told.stx_dio_offset_align));
+    // Slots have room for blocks of this size, and lie at its multiples.
+    (align.is_power_of_two() && align <= ALIGN_BYTES).then_some(align)
+}
+
+/// The number of `cachestat` on every architecture but Alpha.
+const CACHESTAT: libc::c_long = 451;
+
+/// A file of which one part in so many is cached is read through the cache.
+const CACHED_SHARE: u64 = 4;
+
+/// Where a file is probed that the kernel tells nothing about.
+const PROBES: u64 = 16;
+
+/// `statfs` types of file systems in memory (tmpfs, ramfs, hugetlbfs) and on networks (NFS, SMB, CIFS, Ceph, Lustre, FUSE, 9P,
+/// AFS, GPFS, BeeGFS, OCFS2, GFS2): `linux/magic.h` and their own sources.
+const ELSEWHERE: [u64; 17] = [
+    0x0102_1994,
+    0x8584_58f6,
+    0x9584_58f6,
+    0x6969,
+    0x517b,
+    0xfe53_4d42,
+    0xff53_4d42,
+    0x00c3_6400,
+    0x0bd0_0bd0,
+    0x6573_5546,
+    0x0102_1997,
+    0x5346_414f,
+    0x6b41_4653,
+    0x4750_4653,
+    0x1983_0326,
+    0x7461_636f,
+    0x0116_1970,
+];
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write;
+
+    use super::*;
+
+    #[test]
+    fn what_was_written_is_cached_until_it_is_dropped() {
+        let home = tempfile::tempdir().unwrap();
+        let path = home.path().join("f");
+        let size = 8 << 20;
+        let mut file = File::create(&path).unwrap();
+        file.write_all(&vec![1; size as usize]).unwrap();
+        file.sync_all().unwrap();
+        let file = File::open(&path).unwrap();
+        let Some(cached) = cached_bytes(&file, size) else {
+            let _ = writeln!(std::io::stderr(), "skipped: this kernel does not tell what is cached");
+            return;
+        };
+        assert!(cached > size / 2, "{cached}");
+        assert!(direct(&file, size).is_none(), "a cached file is read from the cache");
+        assert!(direct(&file, 100).is_none(), "so is a small one");
+        rustix::fs::fadvise(&file, 0, None, rustix::fs::Advice::DontNeed).unwrap();
+        let left = cached_bytes(&file, size).unwrap();
+        match direct(&file, size) {
+            Some(direct) => assert!(left < size / 2 && direct.align().is_power_of_two()),
+            None => {
+                let why = "this file system is not local, has no direct reads, or keeps its pages";
+                let _ = writeln!(std::io::stderr(), "skipped: {why} ({left} bytes cached)");
+            }
+        }
+    }
+}

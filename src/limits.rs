@@ -214,6 +214,9 @@ pub const SVG_STRIPES_MAX: usize = 16;
 /// When a read that has not come back is reported: longer than any disk takes that still works.
 pub const STALL_AFTER_DEFAULT: std::time::Duration = std::time::Duration::from_secs(60);
 
+/// Most rounds of a benchmark.
+pub const BENCH_ROUNDS_MAX: usize = 1000;
+
 /// Tasks queued for each worker before the driver waits: enough that none runs dry.
 pub const TASKS_PER_WORKER: usize = 8;
 

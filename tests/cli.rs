@@ -1353,6 +1353,36 @@ fn colour_is_where_it_is_asked_for() {
 }
 
 #[test]
+fn bench_measures_loads_beside_limits() {
+    let found = object(&["bench", &checkpoint("quickstart"), "--rounds", "2", "--devices", "cpu:4", "--json"]);
+    has_all(
+        &found,
+        &[("cold", "bool"), ("workers", "number"), ("startup", "number"), ("largest_unit_seconds", "number")],
+    );
+    let names = |field: &str| -> Vec<String> {
+        let rows = found[field].as_array().unwrap().iter();
+        rows.map(|row| row["name"].as_str().unwrap().to_owned()).collect()
+    };
+    let machine = ["read", "decode, one core", "decode, all cores", "write fresh memory", "copy memory"];
+    assert_eq!(names("machine"), machine);
+    assert_eq!(names("loads").len(), 5, "{:?}", names("loads"));
+    for row in found["machine"].as_array().unwrap().iter().chain(found["loads"].as_array().unwrap()) {
+        let figures = ["bytes", "seconds", "gb_per_second", "cpu_seconds_per_gb"];
+        assert!(figures.iter().all(|field| row[*field].is_number()), "{row}");
+        assert!(row["seconds"].as_f64() > Some(0.0) && row["bytes"].as_u64() > Some(0), "{row}");
+        assert_eq!(row["samples"].as_array().unwrap().len(), 2, "{row}");
+    }
+    for load in found["loads"].as_array().unwrap() {
+        has_all(load, &[("limit_seconds", "number"), ("limited_by", "string"), ("fraction_of_limit", "number")]);
+        has_all(load, &[("stages", "object"), ("bytes_read", "number"), ("peak_host_bytes", "number")]);
+    }
+    // The part of the columns is a part of the whole.
+    let whole = &found["loads"][0];
+    assert!(found["loads"][2]["bytes"].as_u64() < whole["bytes"].as_u64(), "{found}");
+    assert!(refused(2, &["bench", &checkpoint("quickstart"), "--rounds", "0"]).contains("rounds"));
+}
+
+#[test]
 fn help_shows_an_example_that_works() {
     // In a folder of its own that sees the repository's tests: examples write files.
     let folder = scratch("examples");
@@ -1367,7 +1397,7 @@ fn help_shows_an_example_that_works() {
         .filter(|verb| *verb != "help" && verb.chars().all(|c| c.is_ascii_lowercase()))
         .collect();
     assert!(
-        ["ls", "load", "plan", "convert", "cat", "kv", "verify", "diff", "doctor", "completions"]
+        ["ls", "load", "plan", "convert", "cat", "kv", "verify", "diff", "bench", "doctor", "completions"]
             .iter()
             .all(|verb| verbs.contains(verb)),
         "{verbs:?}"

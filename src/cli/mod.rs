@@ -5,6 +5,7 @@
 
 #![allow(clippy::print_stdout, clippy::print_stderr)] // printing is this folder's job
 
+mod bench;
 mod cat;
 mod convert;
 mod diff;
@@ -72,6 +73,9 @@ enum Verb {
     /// Compare two checkpoints leaf by leaf.
     #[command(after_help = diff::EXAMPLE)]
     Diff(diff::Args),
+    /// Measure how fast it loads here, beside what this machine can do with the same bytes.
+    #[command(after_help = bench::EXAMPLE)]
+    Bench(bench::Args),
     /// Show what this machine offers: reads, memory, devices.
     #[command(after_help = doctor::EXAMPLE)]
     Doctor(doctor::Args),
@@ -120,6 +124,7 @@ fn run(cli: &Cli, signals: &Signals) -> Result<ExitCode> {
         Verb::Kv(args) => kv::run(args),
         Verb::Verify(args) => verify::run(args),
         Verb::Diff(args) => diff::run(args),
+        Verb::Bench(args) => bench::run(args),
         Verb::Doctor(args) => doctor::run(args),
         Verb::Completions { shell } => {
             let mut script = Vec::new();

@@ -21,6 +21,11 @@ pub(super) fn direct(file: &File, size: u64) -> Option<Direct> {
     if size < DIRECT_FILE_BYTES_MIN || !is_local(file) || cached_bytes(file, size)? * CACHED_SHARE > size {
         return None;
     }
+    open_direct(file)
+}
+
+/// The file again, for direct reads; `None` where the file system has none.
+pub(super) fn open_direct(file: &File) -> Option<Direct> {
     let align = alignment(file)?;
     // The descriptor's own name leads to the same file, whatever has been renamed meanwhile.
     let name = format!("/proc/self/fd/{}", file.as_raw_fd());

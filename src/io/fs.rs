@@ -99,6 +99,12 @@ impl OpenFile {
         self.direct = Some(direct);
     }
 
+    /// The same file, opened for reads past the page cache, whether they are worth it or not; `None` where there are none.
+    #[cfg(feature = "uring")]
+    pub fn open_direct(&self) -> Option<Direct> {
+        super::cached::open_direct(&self.file)
+    }
+
     /// Has it read past the page cache from now on, if it is worth it: a file on a local disk, of which little is cached.
     #[cfg(feature = "uring")]
     pub fn prefer_direct(&mut self) {

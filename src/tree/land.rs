@@ -483,7 +483,7 @@ fn leaves_of(plan: &Plan, unit: &Unit) -> Vec<usize> {
 }
 
 /// The bytes of the only inner chunk of a shard; `None` if it is absent.
-fn inner_chunk(stored: &[u8], single: SingleShard) -> Result<Option<&[u8]>> {
+pub(super) fn inner_chunk(stored: &[u8], single: SingleShard) -> Result<Option<&[u8]>> {
     let damaged = |error: ShardError| Error::corrupt(error.to_string());
     let len = stored.len() as u64;
     let range = index_range(single.location, len, 1, single.crc32c).map_err(damaged)?;

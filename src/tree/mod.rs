@@ -9,6 +9,7 @@
 //! This folder and `cli` drive I/O; everything before it is told what the bytes are.
 
 mod api;
+pub mod bench;
 mod catalog;
 mod checkpoint;
 pub mod convert;

@@ -333,7 +333,7 @@ impl Machine {
 fn decode_unit(unit: &Unit, chain: &Chain, stored: &[u8], out: &mut [u8]) -> Result<()> {
     let stored = match (unit.indexed, chain.single) {
         (true, Some(single)) => match inner_chunk(stored, single)? {
-            Some(inner) => inner,
+            Some(inner) => &stored[inner],
             None => return Ok(()),
         },
         _ => stored,

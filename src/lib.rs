@@ -82,6 +82,7 @@ pub mod kv;
 pub mod layout;
 pub mod place;
 pub mod plan;
+pub mod training;
 pub mod transform;
 pub mod tree;
 pub mod zarr;

@@ -66,7 +66,8 @@ pub async fn list(ask: &Asker, wanted: &(dyn Fn(&str) -> bool + Sync)) -> Result
             Holds::Item(kind) => vec![Item { name: String::new(), kind, dir: step.dir.clone() }],
             Holds::Nothing => Vec::new(),
         };
-        let items = items.into_iter().filter(|item| item.name != checkpoint::METRICS_ITEM || item.kind == ItemKind::Tree);
+        let items =
+            items.into_iter().filter(|item| item.name != checkpoint::METRICS_ITEM || item.kind == ItemKind::Tree);
         Listed { items: items.collect(), has_metrics, step }
     };
     Ok(Some(found.into_iter().map(listed).collect()))

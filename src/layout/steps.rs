@@ -48,7 +48,8 @@ pub(super) async fn find(ask: &Asker, survey: &mut Survey<'_>, root: &RelPath) -
 pub(super) async fn classified(survey: &mut Survey<'_>, named: Vec<(u64, String, RelPath)>) -> Result<Vec<Found>> {
     let dirs: Vec<RelPath> = named.iter().map(|(_, _, dir)| dir.clone()).collect();
     let holds = survey.classify(&dirs).await?;
-    let found = |((number, name, dir), holds)| Found { step: Step { number, name, dir, state: StepState::Whole }, holds };
+    let found =
+        |((number, name, dir), holds)| Found { step: Step { number, name, dir, state: StepState::Whole }, holds };
     Ok(named.into_iter().zip(holds).map(found).collect())
 }
 

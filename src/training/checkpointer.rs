@@ -258,7 +258,9 @@ impl Checkpointer {
         }
         let name = existing.unwrap_or_else(|| shared.options.names.name(step));
         if state.is_read(&name) {
-            return Err(Error::new(ErrorKind::Busy, "the step that is to be overwritten is being read").at("step", step));
+            return Err(
+                Error::new(ErrorKind::Busy, "the step that is to be overwritten is being read").at("step", step)
+            );
         }
         drop(state);
         let earlier = shared.failure();
@@ -290,8 +292,7 @@ impl Checkpointer {
         };
         let job = shared.save_engine()?.save_items(shared.root.join(&name), items, &save)?;
         let slot = Arc::new(Slot::default());
-        shared.lock().in_flight =
-            Some(InFlight { info: starting(step, options.metrics.as_ref()), job: job.share() });
+        shared.lock().in_flight = Some(InFlight { info: starting(step, options.metrics.as_ref()), job: job.share() });
         let handle = StepSave { step, job: job.share(), slot: Arc::clone(&slot) };
         worker.send(shared, Task::Finish(Finish { step, name, job, slot })).inspect_err(|_| {
             shared.lock().in_flight = None;
@@ -435,9 +436,9 @@ impl Checkpointer {
     }
 
     fn writer(&self) -> Result<&Worker> {
-        self.worker.as_ref().ok_or_else(|| {
-            Error::invalid("the series was opened read-only").at("root", self.shared.root.display())
-        })
+        self.worker
+            .as_ref()
+            .ok_or_else(|| Error::invalid("the series was opened read-only").at("root", self.shared.root.display()))
     }
 
     // ---------------------------------------------------------------- reading

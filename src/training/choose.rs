@@ -5,8 +5,8 @@ use std::sync::Arc;
 
 use super::history::{Metric, ranking};
 use super::root::SeriesStep;
-use super::shared::{Reading, Shared};
-use crate::error::{Error, ErrorKind, Result};
+use super::shared::{Checked, Reading, Shared};
+use crate::error::{Error, Result};
 use crate::layout::StepChoice;
 use crate::limits::{ERROR_LINES_MAX, NEAREST_NAMES_MAX, STEP_GONE_RETRIES_MAX};
 use crate::tree::{Checkpoint, OpenOptions};
@@ -36,24 +36,34 @@ impl Deref for OpenStep {
 
 /// The latest whole step.
 pub(super) fn latest(shared: &Shared) -> Result<Option<SeriesStep>> {
-    let steps: Vec<SeriesStep> = shared.lock().steps.iter().rev().filter(|step| step.is_whole()).cloned().collect();
-    first_whole(shared, steps)
+    first_whole(shared, |steps| (0..steps.len()).rev().collect())
 }
 
 /// The best whole step by a metric; of equals the latest. `None` if no whole step has it.
 pub(super) fn best(shared: &Shared, metric: &Metric) -> Result<Option<SeriesStep>> {
-    let steps: Vec<SeriesStep> = shared.lock().steps.iter().filter(|step| step.is_whole()).cloned().collect();
-    let order = ranking(steps.iter().map(|step| metric.score(&step.info())));
-    first_whole(shared, order.into_iter().map(|index| steps[index].clone()).collect())
+    first_whole(shared, |steps| ranking(steps.iter().map(|step| metric.score(&step.info()))))
 }
 
-fn first_whole(shared: &Shared, steps: Vec<SeriesStep>) -> Result<Option<SeriesStep>> {
-    for step in steps {
-        if shared.check(&step)? {
-            return Ok(Some(step));
+/// The first whole step in some order. If one is gone by then, because another process removed it, what is known of the
+/// series is old, and it is looked at again.
+fn first_whole(shared: &Shared, order: impl Fn(&[SeriesStep]) -> Vec<usize>) -> Result<Option<SeriesStep>> {
+    let mut retries = STEP_GONE_RETRIES_MAX;
+    'again: loop {
+        let steps: Vec<SeriesStep> = shared.lock().steps.iter().filter(|step| step.is_whole()).cloned().collect();
+        for index in order(&steps) {
+            match shared.check(&steps[index])? {
+                Checked::Whole => return Ok(Some(steps[index].clone())),
+                Checked::Damaged => {}
+                Checked::Gone if retries == 0 => {}
+                Checked::Gone => {
+                    retries -= 1;
+                    shared.reload()?;
+                    continue 'again;
+                }
+            }
         }
+        return Ok(None);
     }
-    Ok(None)
 }
 
 /// The step that is meant.
@@ -90,8 +100,13 @@ fn numbered(shared: &Shared, number: u64) -> Result<SeriesStep> {
     let steps: Vec<SeriesStep> = shared.lock().steps.clone();
     let mut reason = None;
     for step in steps.iter().rev().filter(|step| step.step == number) {
-        if shared.check(step)? {
-            return Ok(step.clone());
+        match shared.check(step)? {
+            Checked::Whole => return Ok(step.clone()),
+            Checked::Damaged => {}
+            Checked::Gone => {
+                shared.reload()?;
+                return Err(gone(number));
+            }
         }
         let state = shared.lock();
         let now = state.steps.iter().find(|have| have.name == step.name);
@@ -108,8 +123,13 @@ fn numbered(shared: &Shared, number: u64) -> Result<SeriesStep> {
     let count = near.len();
     near.truncate(NEAREST_NAMES_MAX);
     let near: Vec<String> = near.iter().map(u64::to_string).collect();
-    let found = if count == 0 { "no steps".to_owned() } else { format!("{count} steps, the nearest are {}", near.join(", ")) };
+    let found =
+        if count == 0 { "no steps".to_owned() } else { format!("{count} steps, the nearest are {}", near.join(", ")) };
     Err(Error::invalid(format!("there is no step {number}")).at("root", shared.root.display()).found(found))
+}
+
+fn gone(number: u64) -> Error {
+    Error::not_found(format!("step {number} was removed meanwhile")).hint("choose another step")
 }
 
 fn none_whole(shared: &Shared) -> Error {
@@ -139,7 +159,7 @@ pub(super) fn with_step<T>(
             Err(error) if !step.path.exists() => {
                 shared.reload()?;
                 if retries == 0 {
-                    return Err(error.hint("the step was removed meanwhile by another process"));
+                    return Err(gone(step.step).caused_by(error));
                 }
                 retries -= 1;
             }
@@ -149,8 +169,7 @@ pub(super) fn with_step<T>(
 }
 
 fn open(shared: &Arc<Shared>, step: &SeriesStep, item: Option<&str>) -> Result<OpenStep> {
-    let reading = Reading::begin(shared, &step.name)
-        .ok_or_else(|| Error::new(ErrorKind::NotFound, "the step was removed").at("step", step.step))?;
+    let reading = Reading::begin(shared, &step.name).ok_or_else(|| gone(step.step))?;
     let options = OpenOptions { item: item.map(str::to_owned), ..OpenOptions::default() };
     let checkpoint = Checkpoint::open(&step.path, &options)?;
     Ok(OpenStep { checkpoint, step: step.clone(), reading })

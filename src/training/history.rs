@@ -97,14 +97,12 @@ mod tests {
     fn metrics_are_numbers_that_can_be_compared() {
         let step = StepInfo::new(1, SystemTime::UNIX_EPOCH);
         assert_eq!(step.metric("loss"), None);
-        let step = step.metrics(serde_json::json!({"loss": 0.5, "nan": "NaN", "inf": "-Infinity", "text": "x", "n": 3}));
-        assert_eq!(["loss", "nan", "inf", "text", "n"].map(|name| step.metric(name)), [
-            Some(0.5),
-            None,
-            Some(f64::NEG_INFINITY),
-            None,
-            Some(3.0)
-        ]);
+        let step =
+            step.metrics(serde_json::json!({"loss": 0.5, "nan": "NaN", "inf": "-Infinity", "text": "x", "n": 3}));
+        assert_eq!(
+            ["loss", "nan", "inf", "text", "n"].map(|name| step.metric(name)),
+            [Some(0.5), None, Some(f64::NEG_INFINITY), None, Some(3.0)]
+        );
         assert_eq!((Metric::from("-loss").score(&step), Metric::from("loss").score(&step)), (Some(-0.5), Some(0.5)));
         assert_eq!(StepChoice::from(Metric::from("-a")), StepChoice::Best { metric: "a".to_owned(), smallest: true });
     }

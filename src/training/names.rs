@@ -47,7 +47,9 @@ impl StepNames {
         let prefix = self.prefix.as_deref().unwrap_or_default();
         let is_plain = !prefix.contains(['/', '\0']) && !step::is_reserved(&name) && !step::is_temporary(&name);
         if !is_plain || prefix.len() > STEP_PREFIX_BYTES_MAX {
-            return Err(Error::invalid("a directory of steps cannot have this prefix").found(format_args!("{prefix:?}")));
+            return Err(
+                Error::invalid("a directory of steps cannot have this prefix").found(format_args!("{prefix:?}"))
+            );
         }
         if self.digits > STEP_DIGITS_MAX {
             return Err(Error::invalid("step numbers have fewer digits")

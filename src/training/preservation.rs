@@ -311,7 +311,9 @@ mod tests {
         assert_eq!(kept(&PreservationPolicy::best(1, "loss"), &history), [1, 3]);
         let strict = |count| PreservationPolicy::Best { count, metric: "-loss".into(), keep_without: false };
         assert_eq!(kept(&strict(3), &history), [2, 4, 5]);
-        assert!(kept(&strict(0), &history).is_empty() && kept(&PreservationPolicy::best(0, "loss"), &history).is_empty());
+        assert!(
+            kept(&strict(0), &history).is_empty() && kept(&PreservationPolicy::best(0, "loss"), &history).is_empty()
+        );
         assert_eq!(kept(&strict(5), &history), [1, 2, 3, 4, 5]);
     }
 
@@ -325,30 +327,36 @@ mod tests {
 
     fn policy() -> impl Strategy<Value = PreservationPolicy> {
         let max = proptest::option::of(0_usize..4);
-        let leaf = prop_oneof![
-            (0_usize..6).prop_map(PreservationPolicy::Latest),
-            (1_u64..9, any::<bool>(), max.clone())
-                .prop_map(|(interval, exact, max)| PreservationPolicy::EverySteps { interval, exact, max }),
-            (1_u64..9, max).prop_map(|(interval, max)| PreservationPolicy::ClosestToEvery { interval, max }),
-            (0_u64..40).prop_map(|s| PreservationPolicy::EveryDuration(Duration::from_secs(s))),
-            (0_u64..200).prop_map(|s| PreservationPolicy::LatestDuration(Duration::from_secs(s))),
-            (0_usize..5, any::<bool>())
-                .prop_map(|(count, keep_without)| PreservationPolicy::Best { count, metric: "-m".into(), keep_without }),
-        ];
+        let leaf =
+            prop_oneof![
+                (0_usize..6).prop_map(PreservationPolicy::Latest),
+                (1_u64..9, any::<bool>(), max.clone())
+                    .prop_map(|(interval, exact, max)| PreservationPolicy::EverySteps { interval, exact, max }),
+                (1_u64..9, max).prop_map(|(interval, max)| PreservationPolicy::ClosestToEvery { interval, max }),
+                (0_u64..40).prop_map(|s| PreservationPolicy::EveryDuration(Duration::from_secs(s))),
+                (0_u64..200).prop_map(|s| PreservationPolicy::LatestDuration(Duration::from_secs(s))),
+                (0_usize..5, any::<bool>()).prop_map(|(count, keep_without)| PreservationPolicy::Best {
+                    count,
+                    metric: "-m".into(),
+                    keep_without
+                }),
+            ];
         leaf.prop_recursive(2, 6, 3, |inner| proptest::collection::vec(inner, 1..3).prop_map(PreservationPolicy::Any))
     }
 
     fn history() -> impl Strategy<Value = Vec<StepInfo>> {
-        proptest::collection::btree_map(0_u64..60, (0_u64..100, proptest::option::of(-3_i64..3)), 0..14).prop_map(|all| {
-            let step = |(number, (time, metric)): (u64, (u64, Option<i64>))| {
-                let step = StepInfo::new(number, at(time));
-                match metric {
-                    Some(metric) => step.metrics(json!({"m": metric})),
-                    None => step,
-                }
-            };
-            all.into_iter().map(step).collect()
-        })
+        proptest::collection::btree_map(0_u64..60, (0_u64..100, proptest::option::of(-3_i64..3)), 0..14).prop_map(
+            |all| {
+                let step = |(number, (time, metric)): (u64, (u64, Option<i64>))| {
+                    let step = StepInfo::new(number, at(time));
+                    match metric {
+                        Some(metric) => step.metrics(json!({"m": metric})),
+                        None => step,
+                    }
+                };
+                all.into_iter().map(step).collect()
+            },
+        )
     }
 
     proptest! {

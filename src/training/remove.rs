@@ -8,6 +8,7 @@
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::SystemTime;
 
 use super::history::StepInfo;
@@ -15,7 +16,7 @@ use super::lock::WriterLock;
 use super::names::{StepNames, prefix};
 use super::preservation::{PreservationPolicy, removable};
 use super::root::{SeriesStep, final_name, recover, scan, steps};
-use super::shared::Shared;
+use super::shared::{Checked, Shared};
 use crate::error::{Error, ErrorKind, Result};
 use crate::io::LocalStore;
 use crate::io::store::{Store, deleted_name, remove_tree};
@@ -53,7 +54,7 @@ impl Shared {
         let mut whole = Vec::new();
         for step in listed {
             // A step that is damaged must not count for one that is whole.
-            if self.check(&step)? {
+            if self.check(&step)? == Checked::Whole {
                 whole.push(step);
             }
         }
@@ -114,7 +115,7 @@ fn decide(policy: &PreservationPolicy, whole: &[SeriesStep]) -> Result<Vec<bool>
 }
 
 /// How a root is pruned.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug)]
 pub struct Pruning {
     /// Which steps stay.
     pub policy: PreservationPolicy,
@@ -124,6 +125,15 @@ pub struct Pruning {
     pub dry_run: bool,
     /// How steps are looked into.
     pub engine: EngineOptions,
+    /// Where they are removed.
+    pub store: Arc<dyn Store>,
+}
+
+impl Default for Pruning {
+    fn default() -> Self {
+        let (policy, engine, store) = (PreservationPolicy::default(), EngineOptions::default(), Arc::new(LocalStore));
+        Self { policy, prefix: None, dry_run: false, engine, store }
+    }
 }
 
 /// What pruning did, or would do.
@@ -145,10 +155,7 @@ pub struct PruneReport {
 /// # Errors
 /// Kind `Busy` if another writer has the root; several series and no prefix; what cannot be read or removed.
 pub fn prune(root: impl AsRef<Path>, pruning: &Pruning) -> Result<PruneReport> {
-    prune_in(&LocalStore, root.as_ref(), pruning)
-}
-
-pub(super) fn prune_in(store: &dyn Store, root: &Path, pruning: &Pruning) -> Result<PruneReport> {
+    let (root, store) = (root.as_ref(), &*pruning.store);
     pruning.policy.check()?;
     let names = series_names(root, &scan(root, &|_| true)?, pruning.prefix.as_deref())?;
     let mut report = PruneReport::default();
@@ -193,7 +200,8 @@ fn series_names(root: &Path, found: &[SeriesStep], wanted: Option<&str>) -> Resu
         [] => Err(Error::not_found("the directory holds no steps").at("path", root.display())),
         [one] => Ok(StepNames { prefix: one.map(str::to_owned), digits: 0 }),
         _ => {
-            let shown = prefixes.iter().map(|prefix| prefix.map_or("no prefix".to_owned(), |prefix| format!("`{prefix}`")));
+            let shown =
+                prefixes.iter().map(|prefix| prefix.map_or("no prefix".to_owned(), |prefix| format!("`{prefix}`")));
             Err(Error::invalid("the root holds several series of steps")
                 .at("path", root.display())
                 .found(shown.collect::<Vec<_>>().join(", "))

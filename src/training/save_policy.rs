@@ -136,7 +136,8 @@ mod tests {
         let before = [StepInfo::new(0, at(0)), StepInfo::new(8, at(100))];
         let context = |step, now, saving| SaveContext { step, now: at(now), saving };
         let flag = Arc::new(AtomicBool::new(false));
-        let continuous = |seconds: Option<u64>| SavePolicy::Continuous { minimum_interval: seconds.map(Duration::from_secs) };
+        let continuous =
+            |seconds: Option<u64>| SavePolicy::Continuous { minimum_interval: seconds.map(Duration::from_secs) };
         let signal = SavePolicy::any([SavePolicy::interval(100), SavePolicy::OnSignal(Arc::clone(&flag))]);
         for (policy, context, want) in [
             (SavePolicy::Always, context(9, 101, true), true),

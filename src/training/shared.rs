@@ -50,6 +50,15 @@ pub(super) struct InFlight {
     pub(super) job: SaveJob,
 }
 
+/// What a look into a step finds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Checked {
+    Whole,
+    Damaged,
+    /// Another process removed it.
+    Gone,
+}
+
 /// Something that went wrong in the background.
 #[derive(Debug)]
 struct Failure {
@@ -130,23 +139,26 @@ impl Shared {
         Ok(())
     }
 
-    /// Looks into a step, beyond listings, unless that was done before. Says whether it is whole; if it is not, the reason is
-    /// kept and logged.
-    pub(super) fn check(&self, step: &SeriesStep) -> Result<bool> {
+    /// Looks into a step, beyond listings, unless that was done before. If it is not whole, the reason is kept and logged.
+    pub(super) fn check(&self, step: &SeriesStep) -> Result<Checked> {
         {
             let state = self.lock();
             match state.steps.iter().find(|have| have.name == step.name) {
-                Some(have) if !have.is_whole() => return Ok(false),
-                Some(_) if state.checked.contains(&step.name) => return Ok(true),
+                Some(have) if !have.is_whole() => return Ok(Checked::Damaged),
+                Some(_) if state.checked.contains(&step.name) && step.path.exists() => return Ok(Checked::Whole),
                 Some(_) => {}
-                None => return Ok(false),
+                None => return Ok(Checked::Gone),
             }
         }
-        let damage = step.damage(self.options.verify_data, &self.options.engine)?;
+        let damage = step.damage(self.options.verify_data, &self.options.engine);
+        if !step.path.exists() {
+            return Ok(Checked::Gone);
+        }
+        let damage = damage?;
         if let Some(reason) = &damage {
             tracing::warn!(step = step.step, path = %step.path.display(), %reason, "passing over a step that is not whole");
         }
-        let whole = damage.is_none();
+        let checked = if damage.is_none() { Checked::Whole } else { Checked::Damaged };
         let mut state = self.lock();
         if let Some(have) = state.steps.iter_mut().find(|have| have.name == step.name) {
             if let Some(reason) = damage {
@@ -154,7 +166,7 @@ impl Shared {
             }
             state.checked.insert(step.name.clone());
         }
-        Ok(whole)
+        Ok(checked)
     }
 
     /// Keeps a failure until somebody is told.

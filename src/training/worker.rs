@@ -83,7 +83,8 @@ fn run(shared: &Shared, task: Task) {
         }
         Task::Tidy(left) => {
             let store = &*shared.options.save.store;
-            let errors: Vec<Error> = left.iter().filter_map(|path| caught(|| remove_aside(store, path)).err()).collect();
+            let errors: Vec<Error> =
+                left.iter().filter_map(|path| caught(|| remove_aside(store, path)).err()).collect();
             shared.lock().steps.retain(|step| !left.contains(&step.path) || step.path.exists());
             Error::merged(errors).map_or(Ok(()), Err)
         }

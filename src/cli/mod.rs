@@ -16,7 +16,9 @@ mod ls;
 mod options;
 mod output;
 mod plan;
+mod prune;
 mod rules;
+mod steps;
 mod verify;
 
 use std::process::ExitCode;
@@ -67,6 +69,12 @@ enum Verb {
     /// Compare two checkpoints leaf by leaf.
     #[command(after_help = diff::EXAMPLE)]
     Diff(diff::Args),
+    /// List the steps of a root: when, size, metrics, state, items.
+    #[command(after_help = steps::EXAMPLE)]
+    Steps(steps::Args),
+    /// Remove the steps of a root that need not be kept.
+    #[command(after_help = prune::EXAMPLE)]
+    Prune(prune::Args),
     /// Show what this machine offers: reads, memory, devices.
     #[command(after_help = doctor::EXAMPLE)]
     Doctor(doctor::Args),
@@ -110,6 +118,8 @@ fn run(cli: &Cli) -> Result<ExitCode> {
         Verb::Kv(args) => kv::run(args),
         Verb::Verify(args) => verify::run(args),
         Verb::Diff(args) => diff::run(args),
+        Verb::Steps(args) => steps::run(args),
+        Verb::Prune(args) => prune::run(args),
         Verb::Doctor(args) => doctor::run(args),
         Verb::Completions { shell } => {
             let mut script = Vec::new();

@@ -128,6 +128,8 @@ impl Checkpointer {
             }
             let started = Worker::start(&shared)?;
             if !left.is_empty() {
+                // What is being removed is no step any more.
+                shared.lock().steps.retain(|step| !left.contains(&step.path));
                 started.send(&shared, Task::Tidy(left))?;
             }
             worker = Some(started);
@@ -233,11 +235,11 @@ impl Checkpointer {
         let shared = &self.shared;
         let _turn = self.turn.lock().unwrap_or_else(PoisonError::into_inner);
         let existing = self.existing(step, options.overwrite)?;
-        if !options.force && !(existing.is_some() && options.overwrite) {
-            if let Some(why) = self.why_not(step) {
-                tracing::debug!(step, %why, "a step is not saved");
-                return Ok(Submitted { save: None, earlier: None });
-            }
+        // What is to be overwritten is there because a policy once saved it.
+        let asked = options.force || existing.is_some();
+        if let Some(why) = self.why_not(step).filter(|_| !asked) {
+            tracing::debug!(step, %why, "a step is not saved");
+            return Ok(Submitted { save: None, earlier: None });
         }
         // What may be the last save is not skipped.
         let must = options.force || shared.options.save_policy.signalled();

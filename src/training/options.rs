@@ -9,7 +9,7 @@ use crate::tree::EngineOptions;
 use crate::tree::save::SaveOptions;
 
 /// How a series of steps is kept. `Default` saves every step that is asked for, waits for the save before, and removes nothing.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub struct CheckpointerOptions {
     /// Which steps are saved.
     pub save_policy: SavePolicy,
@@ -59,23 +59,6 @@ pub struct StepOptions {
     pub force: bool,
     /// Replace the step if it exists, once the new one is whole.
     pub overwrite: bool,
-}
-
-impl Default for CheckpointerOptions {
-    fn default() -> Self {
-        Self {
-            save_policy: SavePolicy::default(),
-            preservation: PreservationPolicy::default(),
-            when_busy: WhenBusy::default(),
-            names: StepNames::default(),
-            custom_metadata: None,
-            verify_data: false,
-            read_only: false,
-            remove_orbax_temporaries: false,
-            save: SaveOptions::default(),
-            engine: EngineOptions::default(),
-        }
-    }
 }
 
 impl CheckpointerOptions {

@@ -85,7 +85,6 @@ fn run(shared: &Shared, task: Task) {
             let store = &*shared.options.save.store;
             let errors: Vec<Error> =
                 left.iter().filter_map(|path| caught(|| remove_aside(store, path)).err()).collect();
-            shared.lock().steps.retain(|step| !left.contains(&step.path) || step.path.exists());
             Error::merged(errors).map_or(Ok(()), Err)
         }
     };

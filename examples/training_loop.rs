@@ -30,8 +30,7 @@ impl Model {
 
     /// The model of a loaded step.
     fn from_state(state: &State) -> Result<Self> {
-        let values =
-            |path| -> Result<Vec<f64>> { Ok(state.array(path)?.shards()[0].as_slice::<f64>()?.to_vec()) };
+        let values = |path| -> Result<Vec<f64>> { Ok(state.array(path)?.shards()[0].as_slice::<f64>()?.to_vec()) };
         Ok(Self { weights: values("params/weights")?, momentum: values("opt/momentum")? })
     }
 

@@ -11,9 +11,7 @@ use crate::error::{Error, Result};
 use crate::plan::explain::human_bytes;
 use crate::training::{PreservationPolicy, Pruning, SeriesStep, prune};
 
-pub(super) const EXAMPLE: &str = "A step that any of the --keep options keeps stays. Steps that are not whole do not count and stay, and \
-                                  so does the only whole one.\n\nExample:\n  touchdown prune runs/llm --keep-latest 3 --keep-every 1000 \
-                                  --keep-best 2:-loss --dry-run";
+pub(super) const EXAMPLE: &str = "A step that any of the options keeps stays. Steps that are not whole do not count, and stay.\n\nExample:\n  touchdown prune tests/fixtures/v1_training_steps/ckpt --keep-latest 1 --keep-every 5 --dry-run";
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {

@@ -71,7 +71,8 @@ fn main() -> Result<()> {
     run(&root, last, &stop)
 }
 
-fn run(root: &str, last: u64, stop: &Arc<AtomicBool>) -> Result<()> {
+/// Trains from the latest step to this one, or until it is told to stop.
+pub(crate) fn run(root: &str, last: u64, stop: &Arc<AtomicBool>) -> Result<()> {
     let options = CheckpointerOptions {
         save_policy: SavePolicy::any([SavePolicy::interval(20), SavePolicy::OnSignal(Arc::clone(stop))]),
         preservation: PreservationPolicy::any([PreservationPolicy::latest(1), PreservationPolicy::best(3, "-loss")]),

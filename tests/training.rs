@@ -8,6 +8,10 @@
 )]
 
 mod stopping;
+#[cfg(feature = "cli")]
+#[path = "../examples/training_loop.rs"]
+#[allow(dead_code)]
+mod training_loop;
 
 use std::collections::BTreeMap;
 use std::io::{self, BufRead, BufReader};
@@ -266,6 +270,28 @@ fn a_save_while_another_goes_on_waits_is_skipped_or_refused() {
 }
 
 #[test]
+fn a_step_that_is_being_replaced_is_read_when_it_has_been() {
+    let root = tempfile::tempdir().unwrap();
+    let (gate, options) = gated(options());
+    let steps = Arc::new(Checkpointer::open(root.path(), options).unwrap());
+    steps.save(1, &tree(1), &loss(1.0)).unwrap();
+    gate.close();
+    let replacing = steps.save_async(1, &tree(1).with("new", true), &loss(0.5).overwrite()).unwrap().unwrap();
+    let reading = std::thread::spawn({
+        let steps = Arc::clone(&steps);
+        move || steps.load(1).unwrap().leaves().len()
+    });
+    std::thread::sleep(Duration::from_millis(50));
+    assert!(!reading.is_finished());
+    gate.open();
+    replacing.wait().unwrap();
+    assert_eq!(
+        (reading.join().unwrap(), steps.best("-loss").unwrap().unwrap().metrics.as_deref()),
+        (3, Some(&json!({"loss": 0.5})))
+    );
+}
+
+#[test]
 fn policies_decide_which_steps_are_saved() {
     let root = tempfile::tempdir().unwrap();
     let save_policy = SavePolicy::any([SavePolicy::Initial, SavePolicy::interval(10), SavePolicy::steps([13])]);
@@ -467,7 +493,8 @@ fn damaged_steps_are_passed_over_with_a_reason_and_never_count() {
 }
 
 /// What must hold after a crash: the preserved steps are whole, the others are whole or gone, and a writer goes on.
-fn check_after_crash(root: &Path, preserved: &[u64], saving: u64, context: &str) -> Vec<u64> {
+/// What a reader may not see until a writer has tidied up is in `restored`.
+fn check_after_crash(root: &Path, preserved: &[u64], restored: &[u64], saving: u64, context: &str) -> Vec<u64> {
     // A reader first, as the crash has left it.
     let reader = Checkpointer::open(root, CheckpointerOptions { read_only: true, ..options() }).unwrap();
     for step in reader.steps().iter().filter(|step| step.is_whole()) {
@@ -481,7 +508,7 @@ fn check_after_crash(root: &Path, preserved: &[u64], saving: u64, context: &str)
     let steps = Checkpointer::open(root, keeping(PreservationPolicy::latest(2))).unwrap();
     steps.wait().unwrap();
     let again: Vec<u64> = whole(&steps);
-    assert!(preserved.iter().all(|step| again.contains(step)), "{context}: {preserved:?} of {again:?}");
+    assert!(preserved.iter().chain(restored).all(|step| again.contains(step)), "{context}: {again:?}");
     steps.save(saving, &tree(saving), &StepOptions::default().overwrite()).unwrap();
     steps.save(saving + 1, &tree(saving + 1), &StepOptions::default()).unwrap();
     steps.wait().unwrap();
@@ -513,7 +540,7 @@ fn a_crash_at_any_operation_of_a_save_or_a_removal_loses_nothing_that_is_preserv
             let saved = steps.save(4, &tree(4), &with).and(steps.wait());
             drop(steps);
             let context = format!("overwrite {overwrite}, exchanges {exchanges}, stopped at {stops}");
-            let found = check_after_crash(&root, &[3], 4, &context);
+            let found = check_after_crash(&root, &[3], if overwrite { &[4] } else { &[] }, 4, &context);
             *seen.entry(found).or_insert(0) += 1;
             if saved.is_ok() {
                 break;
@@ -546,7 +573,7 @@ fn a_crash_at_any_operation_of_pruning_loses_nothing_that_is_kept() {
         assert_eq!(dry.removed.iter().map(|(step, _)| step.step).collect::<Vec<_>>(), [1, 3]);
         assert_eq!(names(&root).len(), 6);
         let pruned = prune(&root, &pruning(Arc::new(Stopping::new(stops, true))));
-        let found = check_after_crash(&root, &[2, 4], 5, &format!("pruning stopped at {stops}"));
+        let found = check_after_crash(&root, &[2, 4], &[], 5, &format!("pruning stopped at {stops}"));
         *seen.entry(found).or_insert(0) += 1;
         if pruned.is_ok() {
             break;
@@ -653,25 +680,49 @@ fn a_reader_takes_another_step_if_its_own_is_removed() {
 // ---------------------------------------------------------------- several processes
 
 /// Runs one of the ignored tests below in a process of its own.
-fn child(test: &str, root: &Path, arguments: &str) -> Child {
-    Command::new(std::env::current_exe().unwrap())
+fn child(test: &str, root: &Path, arguments: &str) -> Process {
+    let child = Command::new(std::env::current_exe().unwrap())
         .args(["--ignored", "--exact", test, "--nocapture", "--test-threads", "1"])
         .env("TOUCHDOWN_TEST_ROOT", root)
         .env("TOUCHDOWN_TEST_ARGUMENTS", arguments)
         .stdout(Stdio::piped())
         .stderr(Stdio::inherit())
-        .spawn()
-        .unwrap()
+        .spawn();
+    Process(child.unwrap())
+}
+
+/// A process that does not outlive the test.
+struct Process(Child);
+
+impl std::ops::Deref for Process {
+    type Target = Child;
+    fn deref(&self) -> &Child {
+        &self.0
+    }
+}
+
+impl std::ops::DerefMut for Process {
+    fn deref_mut(&mut self) -> &mut Child {
+        &mut self.0
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        // It has ended already unless the test fails.
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
 }
 
 fn child_root() -> PathBuf {
     std::env::var_os("TOUCHDOWN_TEST_ROOT").map(PathBuf::from).unwrap()
 }
 
-/// Blocks until the child prints this line.
+/// Blocks until the child prints a line with this in it.
 fn until_line(child: &mut Child, line: &str) {
     let mut lines = BufReader::new(child.stdout.as_mut().unwrap()).lines();
-    assert!(lines.any(|found| found.unwrap().ends_with(line)), "the child never said `{line}`");
+    assert!(lines.any(|found| found.unwrap().contains(line)), "the child never said `{line}`");
 }
 
 /// Saves steps without end, as fast as it can, and removes all but three.
@@ -681,8 +732,10 @@ fn child_that_saves_for_ever() {
     let steps = Checkpointer::open(child_root(), keeping(PreservationPolicy::latest(3))).unwrap();
     let start = steps.latest().unwrap().map_or(0, |step| step.step + 1);
     println!("started");
+    let begin = Instant::now();
     for step in start.. {
         steps.save_async(step, &tree(step), &loss(1.0)).unwrap();
+        assert!(begin.elapsed() < Duration::from_secs(60), "nobody killed it");
     }
 }
 
@@ -731,6 +784,52 @@ fn one_process_writes_and_when_it_is_killed_another_goes_on() {
     let (found, left) = (whole(&steps), names(root.path()));
     assert!(latest.is_some() && found.len() <= 4);
     assert_eq!(left, found.iter().map(u64::to_string).collect::<Vec<_>>(), "leftovers are gone");
+}
+
+#[cfg(feature = "cli")]
+#[test]
+#[ignore = "run by another test in a process of its own, which it kills"]
+fn child_that_trains() {
+    let last = std::env::var("TOUCHDOWN_TEST_ARGUMENTS").unwrap().parse().unwrap();
+    let stop = touchdown::training::flag_on_sigterm().unwrap();
+    training_loop::run(child_root().to_str().unwrap(), last, &stop).unwrap();
+    println!("ended well");
+}
+
+/// The example: killed, it resumes; told to end, it saves; at the end it has the latest and the best three.
+#[cfg(feature = "cli")]
+#[test]
+fn the_training_loop_resumes_when_it_is_killed_and_saves_when_it_is_told_to_end() {
+    let home = tempfile::tempdir().unwrap();
+    let root = home.path().join("run");
+    let latest = || {
+        let steps = Checkpointer::open(&root, CheckpointerOptions::read_only()).unwrap();
+        steps.latest().unwrap().map_or(0, |step| step.step)
+    };
+    let mut killed = child("child_that_trains", &root, "20000");
+    until_line(&mut killed, "step 100: loss");
+    killed.kill().unwrap();
+    killed.wait().unwrap();
+    let first = latest();
+    assert!(first >= 80 && first % 20 == 0, "{first}");
+    let mut told = child("child_that_trains", &root, "20000");
+    until_line(&mut told, &format!("starting at step {}", first + 1));
+    // Twice, as `timeout` does.
+    let kill = format!("kill -TERM {0}; kill -TERM {0}", told.id());
+    assert!(Command::new("sh").args(["-c", &kill]).status().unwrap().success());
+    let mut output = String::new();
+    io::Read::read_to_string(&mut told.stdout.take().unwrap(), &mut output).unwrap();
+    assert!(told.wait().unwrap().success() && output.contains("ended well"), "{output}");
+    let second = latest();
+    assert!(second > first && output.contains(&format!("asked to stop: saved step {second}")), "{second}: {output}");
+    let mut ends = child("child_that_trains", &root, "300");
+    until_line(&mut ends, "ended well");
+    assert!(ends.wait().unwrap().success());
+    let steps = Checkpointer::open(&root, CheckpointerOptions::read_only()).unwrap();
+    let best = steps.best("-loss").unwrap().unwrap().step;
+    let kept: Vec<u64> = steps.steps().iter().map(|step| step.step).collect();
+    assert!(steps.latest().unwrap().unwrap().step == 300 && kept.contains(&best), "{kept:?}");
+    assert!((3..=4).contains(&kept.len()), "{kept:?}");
 }
 
 /// Memory in bytes and threads of this process.

@@ -105,11 +105,7 @@ impl Checkpointer {
         let shared = Arc::new(Shared::new(root, options));
         let (mut lock, mut left) = (None, Vec::new());
         if writes {
-            std::fs::create_dir_all(&shared.root).map_err(|error| {
-                Error::new(ErrorKind::Io, "cannot make the root of the steps")
-                    .at("path", shared.root.display())
-                    .caused_by(error)
-            })?;
+            make_root(&shared)?;
             lock = Some(WriterLock::take(&shared.root)?);
             left = recover(&*shared.options.save.store, &shared.root, &shared.options.names)?;
         }
@@ -258,7 +254,7 @@ impl Checkpointer {
                 _ => state = shared.wait(state),
             }
         }
-        let name = existing.unwrap_or_else(|| shared.options.names.name(step));
+        let name = existing.clone().unwrap_or_else(|| shared.options.names.name(step));
         if state.is_read(&name) {
             return Err(
                 Error::new(ErrorKind::Busy, "the step that is to be overwritten is being read").at("step", step)
@@ -266,7 +262,7 @@ impl Checkpointer {
         }
         drop(state);
         let earlier = shared.failure();
-        match self.start(worker, (step, name), items, options) {
+        match self.start(worker, (step, name, existing), items, options) {
             Ok(save) => Ok(Submitted { save: Some(save), earlier }),
             Err(error) => {
                 let error = error.at("step", step);
@@ -281,7 +277,7 @@ impl Checkpointer {
     fn start(
         &self,
         worker: &Worker,
-        (step, name): (u64, String),
+        (step, name, replaces): (u64, String, Option<String>),
         items: &[(String, TreeItem)],
         options: &StepOptions,
     ) -> Result<StepSave> {
@@ -294,7 +290,8 @@ impl Checkpointer {
         };
         let job = shared.save_engine()?.save_items(shared.root.join(&name), items, &save)?;
         let slot = Arc::new(Slot::default());
-        shared.lock().in_flight = Some(InFlight { info: starting(step, options.metrics.as_ref()), job: job.share() });
+        let info = starting(step, options.metrics.as_ref());
+        shared.lock().in_flight = Some(InFlight { info, job: job.share(), replaces });
         let handle = StepSave { step, job: job.share(), slot: Arc::clone(&slot) };
         worker.send(shared, Task::Finish(Finish { step, name, job, slot })).inspect_err(|_| {
             shared.lock().in_flight = None;
@@ -547,6 +544,19 @@ impl Drop for Checkpointer {
         self.shared.saver.end();
         self.shared.loader.end();
     }
+}
+
+/// Makes the root, whose own name is durable before a step is.
+fn make_root(shared: &Shared) -> Result<()> {
+    let (root, save) = (&shared.root, &shared.options.save);
+    let make = || match root.parent() {
+        _ if root.is_dir() => Ok(()),
+        Some(parent) if save.sync => std::fs::create_dir_all(root).and_then(|()| save.store.sync_dir(parent)),
+        _ => std::fs::create_dir_all(root),
+    };
+    make().map_err(|error| {
+        Error::new(ErrorKind::Io, "cannot make the root of the steps").at("path", root.display()).caused_by(error)
+    })
 }
 
 /// Two failures as one; the first says what to do.

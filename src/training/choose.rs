@@ -170,7 +170,9 @@ pub(super) fn with_step<T>(
 
 fn open(shared: &Arc<Shared>, step: &SeriesStep, item: Option<&str>) -> Result<OpenStep> {
     let reading = Reading::begin(shared, &step.name).ok_or_else(|| gone(step.step))?;
+    // It may have been replaced until it could be read.
+    let step = shared.lock().steps.iter().find(|have| have.name == step.name).unwrap_or(step).clone();
     let options = OpenOptions { item: item.map(str::to_owned), ..OpenOptions::default() };
     let checkpoint = Checkpoint::open(&step.path, &options)?;
-    Ok(OpenStep { checkpoint, step: step.clone(), reading })
+    Ok(OpenStep { checkpoint, step, reading })
 }

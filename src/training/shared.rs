@@ -48,6 +48,8 @@ pub(super) struct State {
 pub(super) struct InFlight {
     pub(super) info: StepInfo,
     pub(super) job: SaveJob,
+    /// The name of the step that it replaces.
+    pub(super) replaces: Option<String>,
 }
 
 /// What a look into a step finds.
@@ -152,6 +154,7 @@ impl Shared {
         }
         let damage = step.damage(self.options.verify_data, &self.options.engine);
         if !step.path.exists() {
+            self.lock().steps.retain(|have| have.name != step.name);
             return Ok(Checked::Gone);
         }
         let damage = damage?;
@@ -205,9 +208,12 @@ pub(super) struct Reading {
 }
 
 impl Reading {
-    /// Begins to read a step, if the series still has it.
+    /// Begins to read a step, if the series still has it. One that is being replaced is read when it has been.
     pub(super) fn begin(shared: &Arc<Shared>, name: &str) -> Option<Self> {
         let mut state = shared.lock();
+        while state.in_flight.as_ref().is_some_and(|save| save.replaces.as_deref() == Some(name)) {
+            state = shared.wait(state);
+        }
         if !state.steps.iter().any(|step| step.name == name) {
             return None;
         }

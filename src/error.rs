@@ -47,6 +47,8 @@ pub enum ErrorKind {
     Budget,
     /// No device, no driver, or the driver failed.
     Device,
+    /// Somebody else is at work there: wait for them, or end them.
+    Busy,
     /// The caller cancelled.
     Cancelled,
     /// A broken invariant of this library. Please report it.

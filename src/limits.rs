@@ -278,3 +278,18 @@ pub const DATA_FILE_BYTES_DEFAULT: u64 = 2 << 30;
 /// Most chunks of an array that are looked up one by one. Of arrays of more, those which exist are listed, so that time and
 /// memory follow from what is stored and not from what a shape claims.
 pub const CHUNKS_LOOKED_UP_MAX: u64 = 64;
+
+/// Most digits of a step's number in the name of its directory: those of 2^64.
+pub const STEP_DIGITS_MAX: usize = 20;
+
+/// Longest prefix of a step's name: with the number, and what a temporary name adds, it stays a file's name.
+pub const STEP_PREFIX_BYTES_MAX: usize = 150;
+
+/// How much of a lock's file is read to say who holds it.
+pub const LOCK_FILE_BYTES_MAX: u64 = 256;
+
+/// How often a load of the latest or the best step is tried again because the step was removed meanwhile by another process.
+pub const STEP_GONE_RETRIES_MAX: usize = 3;
+
+/// How often a watched root is looked at by default, in milliseconds: nobody waits longer for a step that took minutes to train.
+pub const WATCH_INTERVAL_MS_DEFAULT: u64 = 1000;

@@ -1218,6 +1218,105 @@ fn diff_says_equal_or_what_differs() {
 }
 
 #[test]
+fn steps_are_listed_and_pruned() {
+    let root = scratch("steps");
+    copy_tree(&fixture("v1_training_steps").join("ckpt"), &root);
+    let path = text(&root);
+    fs::create_dir(root.join("20.orbax-checkpoint-tmp")).unwrap();
+    fs::create_dir(root.join("7.orbax-checkpoint-tmp-touchdown-00")).unwrap();
+    copy_tree(&root.join("10"), &root.join("15"));
+    let manifest = root.join("15/state/manifest.ocdbt");
+    let bytes = fs::read(&manifest).unwrap();
+    fs::write(&manifest, &bytes[..bytes.len() / 2]).unwrap();
+    fs::write(root.join("15/metrics/metrics"), "{").unwrap();
+    let told = object(&["steps", &path, "--json"]);
+    has_all(&told, &[("latest", "number"), ("custom_metadata", "null"), ("steps", "list"), ("leftovers", "list")]);
+    let names = |told: &Value, field: &str| -> Vec<String> {
+        told[field].as_array().unwrap().iter().map(|step| step["name"].as_str().unwrap().to_owned()).collect()
+    };
+    let left = "7.orbax-checkpoint-tmp-touchdown-00";
+    assert_eq!(names(&told, "steps"), ["0", "5", left, "10", "15", "20.orbax-checkpoint-tmp"]);
+    assert_eq!((&told["latest"], told["leftovers"].as_array().unwrap().len()), (&json!(10), 1));
+    for step in told["steps"].as_array().unwrap() {
+        has_all(
+            step,
+            &[
+                ("step", "number"),
+                ("state", "string"),
+                ("time", "string"),
+                ("bytes", "number"),
+                ("items", "list"),
+                ("init_ns", "number|null"),
+                ("commit_ns", "number|null"),
+                ("metrics", "object|null"),
+                ("custom_metadata", "any"),
+            ],
+        );
+        assert_eq!(step["state"] == "whole", step.get("reason").is_none(), "{step}");
+    }
+    let ten = &told["steps"][3];
+    assert_eq!(
+        (&ten["metrics"], &ten["time"]),
+        (&json!({"loss": 0.09090909090909091}), &json!("2026-11-23T14:32:30Z"))
+    );
+    assert_eq!(ten["items"], json!([{"name": "state", "kind": "tree"}]));
+    assert!(told["steps"][4]["reason"].as_str().unwrap().contains("manifest.ocdbt is cut short"));
+    assert!(told["steps"][4]["metrics_error"].as_str().unwrap().contains("not valid"));
+    let shown = ok(&["steps", &path]);
+    assert!(shown.starts_with("step ") && shown.contains("6 steps, 3 whole, latest 10"), "{shown}");
+    assert!(ok(&["steps", &path, "--deep"]).contains("6 steps, 3 whole"));
+    // A bit of a database's node, which no listing shows.
+    let data = fs::read_dir(root.join("5/state/d")).unwrap().map(|entry| entry.unwrap().path());
+    for file in data {
+        let mut bytes = fs::read(&file).unwrap();
+        let middle = bytes.len() / 2;
+        bytes[middle] ^= 1;
+        fs::write(&file, bytes).unwrap();
+    }
+    assert!(ok(&["steps", &path]).contains("6 steps, 2 whole"));
+    assert!(refused(3, &["steps", &checkpoint("v1_basic")]).contains("no steps"));
+    assert!(refused(3, &["steps", &text(&root.join("none"))]).contains("no such directory"));
+
+    assert!(refused(2, &["prune", &path]).contains("--keep-latest"));
+    refused(2, &["prune", &path, "--keep-every", "0"]);
+    assert!(refused(3, &["prune", &path, "--keep-latest", "1", "--prefix", "x"]).contains("no steps"));
+    let args = ["prune", &path, "--keep-latest", "1", "--keep-best", "1:loss", "--json"];
+    let dry = object(&[&args[..], &["--dry-run"]].concat());
+    has_all(
+        &dry,
+        &[
+            ("dry_run", "bool"),
+            ("kept", "list"),
+            ("removed", "list"),
+            ("skipped", "list"),
+            ("bytes", "number"),
+            ("leftovers", "list"),
+        ],
+    );
+    let removed = names(&dry, "removed");
+    assert_eq!((names(&dry, "kept"), dry["leftovers"].clone()), (vec!["0".to_owned(), "10".to_owned()], json!([])));
+    assert!(root.join(left).exists() && !root.join(".touchdown-lock").exists(), "a dry run only reads");
+    let done = object(&args);
+    assert_eq!((names(&done, "removed"), &done["kept"]), (removed.clone(), &dry["kept"]));
+    assert_eq!(
+        names(&done, "skipped"),
+        names(&dry, "skipped").into_iter().filter(|name| name != left).collect::<Vec<_>>()
+    );
+    assert!(removed.iter().all(|name| !root.join(name).exists()) && !root.join(left).exists());
+    assert!(root.join("15").exists() && root.join("20.orbax-checkpoint-tmp").exists(), "what is not whole stays");
+    // Never the only whole one, and never beside another series unasked.
+    assert!(ok(&["prune", &path, "--keep-latest", "0"]).contains("1 kept, 1 removed"));
+    copy_tree(&root.join("10"), &root.join("ema_10"));
+    assert!(refused(2, &["prune", &path, "--keep-latest", "0"]).contains("several series"));
+    assert!(ok(&["prune", &path, "--keep-latest", "0", "--prefix", "ema"]).contains("1 kept, 0 removed"));
+    // Another writer has it.
+    let lock = fs::File::open(root.join(".touchdown-lock")).unwrap();
+    lock.lock().unwrap();
+    assert!(refused(4, &["prune", &path, "--keep-latest", "1", "--prefix", ""]).contains("another writer"));
+    assert!(ok(&["prune", &path, "--keep-latest", "1", "--prefix", "", "--dry-run"]).contains("1 kept"));
+}
+
+#[test]
 fn doctor_tells_about_this_machine() {
     let told = object(&["doctor", "--json"]);
     has_all(
@@ -1397,9 +1496,23 @@ fn help_shows_an_example_that_works() {
         .filter(|verb| *verb != "help" && verb.chars().all(|c| c.is_ascii_lowercase()))
         .collect();
     assert!(
-        ["ls", "load", "plan", "convert", "cat", "kv", "verify", "diff", "bench", "doctor", "completions"]
-            .iter()
-            .all(|verb| verbs.contains(verb)),
+        [
+            "ls",
+            "load",
+            "plan",
+            "convert",
+            "cat",
+            "kv",
+            "verify",
+            "diff",
+            "steps",
+            "prune",
+            "bench",
+            "doctor",
+            "completions",
+        ]
+        .iter()
+        .all(|verb| verbs.contains(verb)),
         "{verbs:?}"
     );
     let mut examples = 0;

@@ -7,15 +7,15 @@
     reason = "tests panic to fail and print their counts"
 )]
 
+mod stopping;
+
 use std::collections::BTreeMap;
-use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 
 use serde_json::json;
+use stopping::Stopping;
 use touchdown::io::store::{LeftoverKind, leftovers};
-use touchdown::io::{LocalStore, Store, StoreFile};
 use touchdown::layout::orbax::metadata::Container;
 use touchdown::tree::save::{LeafOptions, NewArray, NewLeaf, SaveOptions, Tree, TreeItem};
 use touchdown::zarr::{Compression, Format};
@@ -287,71 +287,6 @@ fn a_chunk_larger_than_the_budget_is_saved_within_it() {
     }
 }
 
-/// A file system that stops at an operation: that one and all later ones fail, so that what is on disk stays as if the process
-/// had been killed there.
-#[derive(Debug)]
-struct Stopping {
-    left: Arc<AtomicU64>,
-    /// Whether two names can be exchanged in one step.
-    exchanges: bool,
-}
-
-impl Stopping {
-    fn step(left: &AtomicU64) -> io::Result<()> {
-        let done = left.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |left| left.checked_sub(1));
-        done.map(drop).map_err(|_| io::Error::other("stopped"))
-    }
-}
-
-#[derive(Debug)]
-struct StoppingFile(Box<dyn StoreFile>, Arc<AtomicU64>);
-
-impl StoreFile for StoppingFile {
-    fn write_at(&self, bytes: &[u8], offset: u64) -> io::Result<()> {
-        // Killed in the middle: half of it is there.
-        Stopping::step(&self.1).inspect_err(|_| drop(self.0.write_at(&bytes[..bytes.len() / 2], offset)))?;
-        self.0.write_at(bytes, offset)
-    }
-    fn sync(&self) -> io::Result<()> {
-        Stopping::step(&self.1)?;
-        self.0.sync()
-    }
-}
-
-impl Store for Stopping {
-    fn create_dir(&self, path: &Path) -> io::Result<()> {
-        Self::step(&self.left)?;
-        LocalStore.create_dir(path)
-    }
-    fn create(&self, path: &Path) -> io::Result<Box<dyn StoreFile>> {
-        Self::step(&self.left)?;
-        Ok(Box::new(StoppingFile(LocalStore.create(path)?, Arc::clone(&self.left))))
-    }
-    fn sync_dir(&self, path: &Path) -> io::Result<()> {
-        Self::step(&self.left)?;
-        LocalStore.sync_dir(path)
-    }
-    fn rename_new(&self, from: &Path, to: &Path) -> io::Result<()> {
-        Self::step(&self.left)?;
-        LocalStore.rename_new(from, to)
-    }
-    fn exchange(&self, one: &Path, other: &Path) -> io::Result<()> {
-        Self::step(&self.left)?;
-        if !self.exchanges {
-            return Err(io::ErrorKind::Unsupported.into());
-        }
-        LocalStore.exchange(one, other)
-    }
-    fn remove_file(&self, path: &Path) -> io::Result<()> {
-        Self::step(&self.left)?;
-        LocalStore.remove_file(path)
-    }
-    fn remove_dir(&self, path: &Path) -> io::Result<()> {
-        Self::step(&self.left)?;
-        LocalStore.remove_dir(path)
-    }
-}
-
 /// The text of the leaf `name` of a checkpoint, all of which is checked against one of the trees.
 fn whole_name(engine: &Engine, path: &Path, trees: &[&Tree]) -> String {
     let state = load(engine, path);
@@ -380,7 +315,7 @@ fn a_save_that_stops_at_any_operation_leaves_the_old_or_the_new_checkpoint() {
                 if overwrite {
                     save(&engine, &path, &old, &base).unwrap();
                 }
-                let store = Arc::new(Stopping { left: Arc::new(AtomicU64::new(stops)), exchanges });
+                let store = Arc::new(Stopping::new(stops, exchanges));
                 let options = SaveOptions { overwrite, store, ..base.clone() };
                 let result = save(&engine, &path, &new, &options);
                 let left = leftovers(home.path()).unwrap();

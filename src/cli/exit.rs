@@ -14,7 +14,7 @@ fn code(kind: ErrorKind) -> u8 {
     match kind {
         ErrorKind::Invalid | ErrorKind::Exists | ErrorKind::Budget => 2,
         ErrorKind::NotFound | ErrorKind::Corrupt | ErrorKind::Unsupported => 3,
-        ErrorKind::Io | ErrorKind::OutOfMemory | ErrorKind::Device | ErrorKind::Bug => 4,
+        ErrorKind::Io | ErrorKind::OutOfMemory | ErrorKind::Device | ErrorKind::Busy | ErrorKind::Bug => 4,
         ErrorKind::Cancelled => 130,
     }
 }

@@ -18,8 +18,10 @@ mod ls;
 mod options;
 mod output;
 mod plan;
+mod prune;
 mod rules;
 mod signals;
+mod steps;
 mod target;
 mod verify;
 
@@ -73,6 +75,12 @@ enum Verb {
     /// Compare two checkpoints leaf by leaf.
     #[command(after_help = diff::EXAMPLE)]
     Diff(diff::Args),
+    /// List the steps of a root: when, size, metrics, state, items.
+    #[command(after_help = steps::EXAMPLE)]
+    Steps(steps::Args),
+    /// Remove the steps of a root that need not be kept.
+    #[command(after_help = prune::EXAMPLE)]
+    Prune(prune::Args),
     /// Measure how fast it loads here, beside what this machine can do with the same bytes.
     #[command(after_help = bench::EXAMPLE)]
     Bench(bench::Args),
@@ -124,6 +132,8 @@ fn run(cli: &Cli, signals: &Signals) -> Result<ExitCode> {
         Verb::Kv(args) => kv::run(args),
         Verb::Verify(args) => verify::run(args),
         Verb::Diff(args) => diff::run(args),
+        Verb::Steps(args) => steps::run(args),
+        Verb::Prune(args) => prune::run(args),
         Verb::Bench(args) => bench::run(args),
         Verb::Doctor(args) => doctor::run(args),
         Verb::Completions { shell } => {

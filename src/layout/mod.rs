@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! describe ─ survey.rs   which directories are items, from listings of at most three levels
-//!          ├ steps.rs    steps, which are whole, which one is meant
+//!          ├ steps.rs    steps, which are whole, which one is meant;  series.rs: all of them, for who keeps a series
 //!          └ open.rs     the order of the questions, and what is said where there is no checkpoint
 //! orbax/                 the parsers of Orbax's files;  tree.rs: one item's leaves
 //! safetensors/           headers and indexes
@@ -16,6 +16,7 @@ mod nearest;
 mod open;
 pub mod orbax;
 pub mod safetensors;
+pub mod series;
 mod steps;
 mod survey;
 #[cfg(test)]
@@ -69,6 +70,12 @@ pub enum StepChoice {
         /// Whether the smallest value is the best.
         smallest: bool,
     },
+}
+
+impl From<u64> for StepChoice {
+    fn from(step: u64) -> Self {
+        Self::Number(step)
+    }
 }
 
 /// What a path turned out to be.

@@ -32,12 +32,7 @@ pub(super) async fn find(ask: &Asker, survey: &mut Survey<'_>, root: &RelPath) -
             None => {}
         }
     }
-    let mut steps = Vec::new();
-    let dirs: Vec<RelPath> = named.iter().map(|(_, _, dir)| dir.clone()).collect();
-    let holds = survey.classify(&dirs).await?;
-    for ((number, name, dir), holds) in named.into_iter().zip(holds) {
-        steps.push(Found { step: Step { number, name, dir, state: StepState::Whole }, holds });
-    }
+    let mut steps = classified(survey, named).await?;
     let is_root = steps.iter().any(|found| found.holds != Holds::Nothing);
     let unfinished = unfinished(survey, root);
     if !is_root && unfinished.is_empty() {
@@ -49,8 +44,17 @@ pub(super) async fn find(ask: &Asker, survey: &mut Survey<'_>, root: &RelPath) -
     Ok(Some(steps))
 }
 
+/// The children that are named like steps, with what they hold.
+pub(super) async fn classified(survey: &mut Survey<'_>, named: Vec<(u64, String, RelPath)>) -> Result<Vec<Found>> {
+    let dirs: Vec<RelPath> = named.iter().map(|(_, _, dir)| dir.clone()).collect();
+    let holds = survey.classify(&dirs).await?;
+    let found =
+        |((number, name, dir), holds)| Found { step: Step { number, name, dir, state: StepState::Whole }, holds };
+    Ok(named.into_iter().zip(holds).map(found).collect())
+}
+
 /// The steps whose directories have the name of a save that was not finished.
-fn unfinished(survey: &Survey<'_>, root: &RelPath) -> Vec<Found> {
+pub(super) fn unfinished(survey: &Survey<'_>, root: &RelPath) -> Vec<Found> {
     let dirs = survey.entries(root).unwrap_or_default().iter().filter(|entry| entry.kind == EntryKind::Dir);
     let steps = dirs.filter_map(|entry| {
         let number = step::parse(step::finished_name(&entry.name)?)?;
@@ -62,7 +66,7 @@ fn unfinished(survey: &Survey<'_>, root: &RelPath) -> Vec<Found> {
 }
 
 /// Marks the steps that are not whole. Two batches, a third where arrays seem to be missing.
-async fn judge(ask: &Asker, survey: &Survey<'_>, steps: &mut [Found]) -> Result<()> {
+pub(super) async fn judge(ask: &Asker, survey: &Survey<'_>, steps: &mut [Found]) -> Result<()> {
     // What each tree item must be asked about: (step, item, file).
     let mut checks: Vec<(usize, &'static str, RelPath)> = Vec::new();
     let mut suspects: Vec<(usize, RelPath, RelPath)> = Vec::new();
@@ -219,7 +223,7 @@ pub(super) async fn choose<'a>(ask: &Asker, steps: &'a [Found], choice: &StepCho
 
 /// The step with the best metric; of equals the latest.
 async fn best<'a>(ask: &Asker, whole: &[&'a Found], metric: &str, smallest: bool) -> Result<&'a Found> {
-    let paths = whole.iter().map(|found| Ok(found.step.dir.join("metrics/metrics")?)).collect::<Result<Vec<_>>>()?;
+    let paths = whole.iter().map(|found| metrics_file(&found.step.dir)).collect::<Result<Vec<_>>>()?;
     let needs = paths.iter().map(|path| Need::File { path: path.clone(), max: METRICS_BYTES_MAX }).collect();
     let mut best: Option<(f64, &Found)> = None;
     let mut names: Vec<String> = Vec::new();
@@ -241,6 +245,11 @@ async fn best<'a>(ask: &Asker, whole: &[&'a Found], metric: &str, smallest: bool
         let found = if names.is_empty() { "no metrics".to_owned() } else { names.join(", ") };
         Error::invalid(format!("no whole step has the metric `{metric}` with a number")).found(found)
     })
+}
+
+/// Where a step's metrics are.
+pub(super) fn metrics_file(step: &RelPath) -> Result<RelPath> {
+    Ok(step.join(METRICS)?.join(METRICS)?)
 }
 
 fn no_such_step(steps: &[Found], number: u64) -> Error {
@@ -265,7 +274,7 @@ fn none_whole(steps: &[Found]) -> Error {
         .hint("wait until a save is finished, or open a step's own directory with --force")
 }
 
-const METRICS: &str = "metrics";
+const METRICS: &str = checkpoint::METRICS_ITEM;
 /// Manifests of real checkpoints take about 150 bytes; a longer one is not judged by its length.
 const TAIL_BYTES: u64 = 4096;
 const MANIFEST_MAGIC: [u8; 4] = [0x0c, 0xdb, 0x3a, 0x2a];

@@ -14,6 +14,10 @@ usage: oracle.py differential --seed N --out DIR [--count K]   random checkpoint
        oracle.py layout-judge --seed N --out DIR [--count K]   does Orbax load them?
        oracle.py layout-reprs --out DIR                        are the quoted names those of Python?
        oracle.py layout-tensors --out DIR                      does the safetensors package load the files?
+       oracle.py training-write --out DIR                      roots of steps by Orbax's managers
+       oracle.py training-read --out DIR                       roots of steps: what do Orbax's managers find?
+       oracle.py training-go-on --out DIR                      roots of steps: do Orbax's managers go on?
+       oracle.py training-policies --out DIR                   histories: what do Orbax's policies decide?
 
 The same seed gives the same cases. What the outputs look like: the module of each verb.
 """
@@ -34,7 +38,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('verb', choices=[
         'differential', 'casts', 'fixtures', 'compat', 'save_formats', 'saved', 'saved-make', 'converted',
-        'converted-make', 'check',
+        'converted-make', 'check', 'training-write', 'training-read', 'training-go-on', 'training-policies',
         'layout-describe', 'layout-judge', 'layout-reprs', 'layout-tensors'])
     parser.add_argument('--out', required=True)
     parser.add_argument('--seed', type=int, default=1)
@@ -73,6 +77,10 @@ def main():
     elif args.verb == 'check':
         import check
         report = check.run(args.out)
+    elif args.verb.startswith('training-'):
+        import training
+        report = {'training-write': training.write, 'training-read': training.read,
+                  'training-go-on': training.go_on, 'training-policies': training.policies}[args.verb](args.out)
     else:
         import save_layout
         report = {'layout-describe': lambda: save_layout.describe(args.seed, args.out, args.count),

@@ -14,8 +14,8 @@ use std::path::Path;
 
 pub use local::LocalStore;
 pub use staged::{
-    Becomes, Leftover, LeftoverKind, StagedDir, deleted_name, leftovers, random_bytes, random_name, remove_leftover,
-    remove_tree,
+    Becomes, Leftover, LeftoverKind, StagedDir, deleted_name, is_staging, leftovers, random_bytes, random_name,
+    remove_leftover, remove_tree,
 };
 
 /// A file system as a saver sees it. Every method is one operation: a saver that stops between any two leaves the earlier ones

@@ -343,6 +343,11 @@ pub fn leftovers(dir: &Path) -> io::Result<Vec<Leftover>> {
     Ok(found)
 }
 
+/// Whether it is a temporary name that is given here, not by Orbax.
+pub fn is_staging(name: &str) -> bool {
+    name.contains(STAGING)
+}
+
 /// Removes a leftover; one that a living saver works on by now stays.
 ///
 /// # Errors

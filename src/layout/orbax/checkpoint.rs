@@ -26,6 +26,8 @@ pub const OLD_ROOT_METADATA_FILE: &str = "metadata";
 
 /// The text that says that a save ended, since 0.12.3; of a store without renames it is the commit itself.
 pub const COMMIT_FILE: &str = "commit_success.txt";
+/// The item that holds the metrics of a step, and the name of its file.
+pub const METRICS_ITEM: &str = "metrics";
 /// The handler of a tree in the v1 layout.
 pub const TREE_HANDLER: &str = "orbax.checkpoint.experimental.v1._src.handlers.pytree_handler.PyTreeHandler";
 /// The handler of a JSON item in the v1 layout, whose file is `data.json`.

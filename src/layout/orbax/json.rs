@@ -47,6 +47,23 @@ pub fn to_bytes(value: &Value) -> Vec<u8> {
     Doc::Value(value).dumps().into_bytes()
 }
 
+/// Metrics as Python writes them: [`to_bytes`], with the quoted forms of numbers that are not finite as bare tokens, so that
+/// what [`parse`] makes of a file makes the same file again.
+pub fn metrics_to_bytes(value: &Value) -> Vec<u8> {
+    fn doc(value: &Value) -> Doc<'_> {
+        match value {
+            Value::String(text) => match ["NaN", "Infinity", "-Infinity"].iter().find(|token| *token == text) {
+                Some(token) => Doc::Bare(token),
+                None => Doc::text(text),
+            },
+            Value::Array(items) => Doc::List(items.iter().map(doc).collect()),
+            Value::Object(members) => Doc::object(members.iter().map(|(name, value)| (name.as_str(), doc(value)))),
+            plain => Doc::Value(plain),
+        }
+    }
+    doc(value).dumps().into_bytes()
+}
+
 /// The number in a value, with the quoted forms of the non-finite ones.
 pub fn number(value: &Value) -> Option<f64> {
     match value {
@@ -111,6 +128,14 @@ mod tests {
         assert_eq!(value["s"], "NaN \" Infinity \\");
         assert!(number(&value["loss"]).unwrap().is_nan());
         assert_eq!(number(&value["a"][1]), Some(f64::NEG_INFINITY));
+    }
+
+    #[test]
+    fn metrics_come_back_as_they_were_written() {
+        let real = br#"{"loss": NaN, "acc": 0.5, "more": [Infinity, -Infinity, "text"], "n": null}"#;
+        let value = parse(real).unwrap();
+        assert_eq!(parse(&metrics_to_bytes(&value)).unwrap(), value);
+        assert_eq!(metrics_to_bytes(&serde_json::json!({"loss": "NaN"})), br#"{"loss": NaN}"#);
     }
 
     #[test]

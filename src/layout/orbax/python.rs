@@ -16,6 +16,8 @@ pub(super) enum Doc<'a> {
     Int(i64),
     Size(u64),
     Text(Cow<'a, str>),
+    /// A token as it stands: `NaN`.
+    Bare(&'static str),
     List(Vec<Self>),
     Object(Vec<(Cow<'a, str>, Self)>),
     /// A user's own value.
@@ -57,6 +59,7 @@ impl<'a> Doc<'a> {
             Self::Int(value) => show(out, value),
             Self::Size(value) => show(out, value),
             Self::Text(text) => string(text, out),
+            Self::Bare(token) => out.push_str(token),
             Self::List(items) => sequence(out, ['[', ']'], items, |item, out| item.write(out)),
             Self::Object(members) => sequence(out, ['{', '}'], members, |(name, value), out| {
                 member(name, out);

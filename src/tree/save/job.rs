@@ -56,6 +56,11 @@ impl SaveJob {
         }
     }
 
+    /// Another handle on the same save. The result is given once, to whoever waits first.
+    pub(crate) fn share(&self) -> Self {
+        Self { progress: Arc::clone(&self.progress) }
+    }
+
     /// How far it is.
     pub fn progress(&self) -> SaveProgress {
         self.progress.so_far()

@@ -40,6 +40,8 @@ pub struct SaveOptions {
     pub rich_types: bool,
     /// Any JSON that the reader gets back as the checkpoint's custom metadata; an object, for Orbax.
     pub custom_metadata: Option<serde_json::Value>,
+    /// Metrics of a step, an object: the item `metrics`, where Orbax's managers keep and look for them.
+    pub metrics: Option<serde_json::Value>,
     /// Replace what is at the destination, once the new checkpoint is whole.
     pub overwrite: bool,
     /// Have everything on stable storage before the checkpoint appears.
@@ -78,6 +80,7 @@ impl Default for SaveOptions {
             node_bytes: OCDBT_NODE_BYTES_DEFAULT,
             rich_types: false,
             custom_metadata: None,
+            metrics: None,
             overwrite: false,
             sync: true,
             store: Arc::new(LocalStore),

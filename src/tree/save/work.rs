@@ -16,7 +16,7 @@ use super::write::{Context, Storage, Written, write_arrays};
 use crate::dtype::CastPolicy;
 use crate::error::{Error, ErrorKind, Result};
 use crate::io::{Budget, StagedDir};
-use crate::layout::orbax::{checkpoint, names};
+use crate::layout::orbax::{checkpoint, json, names};
 use crate::relpath::RelPath;
 
 /// A save as the driver gets it.
@@ -33,7 +33,7 @@ pub(in crate::tree) struct SaveWork {
 /// One item, ready to be written.
 enum Planned {
     Tree(Item),
-    Json { name: String, document: Vec<u8> },
+    Json { name: String, file: &'static str, handler: &'static str, document: Vec<u8> },
 }
 
 impl SaveWork {
@@ -64,9 +64,19 @@ impl SaveWork {
                     if let Err(error) = names::check_item_name(name) {
                         problems.push(Error::invalid(format!("an item cannot be named `{name}`: {error}")));
                     }
-                    planned.push(Planned::Json { name: name.clone(), document: value.to_string().into_bytes() });
+                    let document = value.to_string().into_bytes();
+                    let (file, handler) = (JSON_FILE, checkpoint::JSON_HANDLER);
+                    planned.push(Planned::Json { name: name.clone(), file, handler, document });
                 }
             }
+        }
+        if let Some(metrics) = &options.metrics {
+            if !metrics.is_object() {
+                problems.push(Error::invalid("metrics must be a JSON object").found(metrics));
+            }
+            let (file, handler) = (checkpoint::METRICS_ITEM, checkpoint::METRICS_HANDLER);
+            let document = json::metrics_to_bytes(metrics);
+            planned.push(Planned::Json { name: file.to_owned(), file, handler, document });
         }
         if let Some(error) = Error::merged(problems) {
             return Err(error.at("destination", path.display()));
@@ -106,11 +116,11 @@ impl SaveWork {
         let items = std::mem::take(&mut self.items);
         for item in &items {
             match item {
-                Planned::Json { name, document } => {
+                Planned::Json { name, file, handler, document } => {
                     let dir = RelPath::new(name)?;
                     self.staged.dir(&dir)?;
-                    self.staged.write(&dir.join(JSON_FILE)?, document, self.options.sync)?;
-                    handlers.insert(name.clone(), checkpoint::JSON_HANDLER.to_owned());
+                    self.staged.write(&dir.join(file)?, document, self.options.sync)?;
+                    handlers.insert(name.clone(), (*handler).to_owned());
                 }
                 Planned::Tree(item) => {
                     report.bytes_stored += self.write_tree(pool, &budget, item)?;

@@ -1,0 +1,586 @@
+//! The object that a training loop holds.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::SystemTime;
+
+use serde_json::Value;
+
+use super::choose::{OpenStep, best, latest, with_step};
+use super::handle::{Slot, StepLoad, StepSave};
+use super::history::Metric;
+use super::lock::WriterLock;
+use super::names::prefix;
+use super::options::{CheckpointerOptions, StepOptions, WhenBusy};
+use super::preservation::PreservationPolicy;
+use super::root::{
+    SeriesStep, final_name, is_temporary, orbax_temporaries, recover, root_metadata, scan, write_root_metadata,
+};
+use super::save_policy::SaveContext;
+use super::shared::{InFlight, Shared, starting};
+use super::worker::{Finish, Task, Worker};
+use crate::error::{Error, ErrorKind, Result};
+use crate::layout::StepChoice;
+use crate::tree::save::{SaveOptions, SaveReport, Tree, TreeItem, delete_item};
+use crate::tree::{Checkpoint, LoadedItem, Metadata, State, Target, load_items};
+
+/// A series of steps in a root directory: saves them as policies say, removes those that need not be preserved, and finds the
+/// latest and the best that are whole.
+///
+/// ```no_run
+/// use touchdown::training::{Checkpointer, CheckpointerOptions, PreservationPolicy, SavePolicy, StepChoice, StepOptions};
+/// # use touchdown::Tree;
+/// # fn main() -> touchdown::Result<()> {
+/// # let (state, loss) = (Tree::new().with("w", 1.0), 0.5);
+/// let steps = Checkpointer::open("runs/llm", CheckpointerOptions {
+///     save_policy: SavePolicy::interval(100),
+///     preservation: PreservationPolicy::any([PreservationPolicy::latest(2), PreservationPolicy::best(3, "-loss")]),
+///     ..CheckpointerOptions::default()
+/// })?;
+/// let start = match steps.latest()? {
+///     Some(step) => { let loaded = steps.load(step.step)?; step.step + 1 }
+///     None => 0,
+/// };
+/// for step in start..10_000 {
+///     // .. train ..
+///     steps.save_async(step, &state, &StepOptions::metric("loss", loss))?;
+/// }
+/// steps.close()
+/// # }
+/// ```
+///
+/// A step is whole if it is committed and its metadata, its manifests and every reference in them can be read; with
+/// [`verify_data`](CheckpointerOptions::verify_data) its data, too. Others are passed over, never removed by a policy, and
+/// [`steps`](Self::steps) has the reason.
+///
+/// **Snapshot.** What is saved is the tree as it is when the call is made: its bytes are shared and immutable.
+///
+/// **Failures** of an asynchronous save are told by its handle or, if nobody asks that, once by [`wait`](Self::wait),
+/// [`close`](Self::close) or the next save, which is started all the same. The series goes on as if that step had not been saved.
+///
+/// **One writer.** Opening a root that another writer has is an error of kind [`Busy`](crate::ErrorKind::Busy), in this process
+/// or another. Readers need no lock. Dropping the object waits until everything is saved and removed, and joins its threads.
+///
+/// What is known of the root is kept: what other processes add or remove is seen after [`reload`](Self::reload).
+#[derive(Debug)]
+pub struct Checkpointer {
+    // In this order: the thread ends, then the lock.
+    worker: Option<Worker>,
+    _lock: Option<WriterLock>,
+    /// Saves are started one at a time.
+    turn: Mutex<()>,
+    shared: Arc<Shared>,
+}
+
+/// A step and the tree that its default item holds.
+#[derive(Clone, Debug, PartialEq)]
+pub struct StepMetadata {
+    /// The step: its items, metrics, times and custom metadata.
+    pub step: SeriesStep,
+    /// The tree: leaves, shapes, types, saved shardings.
+    pub tree: Metadata,
+}
+
+/// What comes of asking for a save.
+struct Submitted {
+    save: Option<StepSave>,
+    /// What failed before and nobody was told.
+    earlier: Option<Error>,
+}
+
+impl Checkpointer {
+    /// Opens a root; a writer makes it if it does not exist, takes its lock, puts back what an interrupted overwrite moved aside,
+    /// and removes what crashes left behind, in the background.
+    ///
+    /// # Errors
+    /// Another writer (kind `Busy`), options that cannot be meant, steps of other names only, a root that cannot be read or made.
+    pub fn open(root: impl AsRef<Path>, options: CheckpointerOptions) -> Result<Self> {
+        options.names.check()?;
+        options.save_policy.check()?;
+        options.preservation.check()?;
+        let root = std::path::absolute(root.as_ref())
+            .map_err(|error| Error::invalid("the root is no path").caused_by(error))?;
+        let writes = !options.read_only;
+        let shared = Arc::new(Shared::new(root, options));
+        let (mut lock, mut left) = (None, Vec::new());
+        if writes {
+            make_root(&shared)?;
+            lock = Some(WriterLock::take(&shared.root)?);
+            left = recover(&*shared.options.save.store, &shared.root, &shared.options.names)?;
+        }
+        shared.reload()?;
+        refuse_other_names(&shared)?;
+        let mut worker = None;
+        if writes {
+            if shared.options.remove_orbax_temporaries {
+                left.extend(orbax_temporaries(&shared.lock().steps));
+            }
+            if let Some(metadata) = &shared.options.custom_metadata
+                && root_metadata(&shared.root)?.is_none()
+            {
+                let save = &shared.options.save;
+                write_root_metadata(&save.store, &shared.root, metadata, save.sync)?;
+            }
+            let started = Worker::start(&shared)?;
+            if !left.is_empty() {
+                // What is being removed is no step any more.
+                shared.lock().steps.retain(|step| !left.contains(&step.path));
+                started.send(&shared, Task::Tidy(left))?;
+            }
+            worker = Some(started);
+        }
+        Ok(Self { worker, _lock: lock, turn: Mutex::new(()), shared })
+    }
+
+    /// The directory of the steps.
+    pub fn root(&self) -> &Path {
+        &self.shared.root
+    }
+
+    /// Its options.
+    pub fn options(&self) -> &CheckpointerOptions {
+        &self.shared.options
+    }
+
+    // ---------------------------------------------------------------- saving
+
+    /// Whether a save of this step would be started now, by the save policy.
+    pub fn should_save(&self, step: u64) -> bool {
+        self.why_not(step).is_none()
+    }
+
+    /// Why a save of this step would be skipped; `None` if it would be started.
+    pub fn why_not(&self, step: u64) -> Option<String> {
+        if self.worker.is_none() {
+            return Some("the series was opened read-only".to_owned());
+        }
+        let (history, saving) = {
+            let state = self.shared.lock();
+            (state.history(), state.in_flight.is_some())
+        };
+        if let Some(last) = history.last().filter(|last| last.step >= step) {
+            return Some(format!("it does not come after the latest step, {}", last.step));
+        }
+        let context = SaveContext { step, now: SystemTime::now(), saving };
+        let policy = &self.shared.options.save_policy;
+        (!policy.saves(&history, &context)).then(|| format!("the save policy {policy:?} does not save it"))
+    }
+
+    /// Saves a tree as the item `state` of a step, and blocks until the step is in place. `None` if it was skipped, by the save
+    /// policy or because a later step exists; [`why_not`](Self::why_not) has the reason. Steps that are no longer preserved are
+    /// removed after that, in the background.
+    ///
+    /// # Errors
+    /// The step exists and is not to be overwritten; leaves that cannot be saved; whatever the file system refuses. Also what
+    /// failed in the background before and was not told yet: this step is saved all the same.
+    pub fn save(&self, step: u64, tree: &Tree, options: &StepOptions) -> Result<Option<SaveReport>> {
+        self.save_items(step, &[(STATE_ITEM.to_owned(), TreeItem::Tree(tree.clone()))], options)
+    }
+
+    /// The same with several items.
+    ///
+    /// # Errors
+    /// As [`save`](Self::save), and names that cannot be items'.
+    pub fn save_items(
+        &self,
+        step: u64,
+        items: &[(String, TreeItem)],
+        options: &StepOptions,
+    ) -> Result<Option<SaveReport>> {
+        let Submitted { save, earlier } = self.submit(step, items, options)?;
+        let result = save.map(StepSave::wait).transpose();
+        match (result, earlier) {
+            (result, None) => result,
+            (Ok(_), Some(earlier)) => Err(earlier.hint(format!("step {step} is saved all the same"))),
+            (Err(error), Some(earlier)) => Err(merged(earlier, error)),
+        }
+    }
+
+    /// Starts saving a tree as the item `state` of a step. The tree is checked in this call, and shared: the caller may change or
+    /// drop what it has at once. `None` if it was skipped, by the save policy, because a later step exists, or because another
+    /// save is going on and [`when_busy`](CheckpointerOptions::when_busy) says so.
+    ///
+    /// # Errors
+    /// As [`save`](Self::save), but for what comes later: the handle tells that.
+    pub fn save_async(&self, step: u64, tree: &Tree, options: &StepOptions) -> Result<Option<StepSave>> {
+        self.save_items_async(step, &[(STATE_ITEM.to_owned(), TreeItem::Tree(tree.clone()))], options)
+    }
+
+    /// The same with several items.
+    ///
+    /// # Errors
+    /// As [`save_async`](Self::save_async), and names that cannot be items'.
+    pub fn save_items_async(
+        &self,
+        step: u64,
+        items: &[(String, TreeItem)],
+        options: &StepOptions,
+    ) -> Result<Option<StepSave>> {
+        let Submitted { save, earlier } = self.submit(step, items, options)?;
+        match earlier {
+            None => Ok(save),
+            Some(earlier) => {
+                Err(earlier.hint(format!("the save of step {step} was started all the same; `wait` tells how it ends")))
+            }
+        }
+    }
+
+    fn submit(&self, step: u64, items: &[(String, TreeItem)], options: &StepOptions) -> Result<Submitted> {
+        let worker = self.writer()?;
+        let shared = &self.shared;
+        let _turn = self.turn.lock().unwrap_or_else(PoisonError::into_inner);
+        let existing = self.existing(step, options.overwrite)?;
+        // What is to be overwritten is there because a policy once saved it.
+        let asked = options.force || existing.is_some();
+        if let Some(why) = self.why_not(step).filter(|_| !asked) {
+            tracing::debug!(step, %why, "a step is not saved");
+            return Ok(Submitted { save: None, earlier: None });
+        }
+        // What may be the last save is not skipped.
+        let must = options.force || shared.options.save_policy.signalled();
+        let mut state = shared.lock();
+        while let Some(save) = &state.in_flight {
+            match shared.options.when_busy {
+                WhenBusy::Skip if !must => {
+                    tracing::debug!(step, "a step is not saved: another save is going on");
+                    return Ok(Submitted { save: None, earlier: None });
+                }
+                WhenBusy::Error if !must => {
+                    return Err(Error::new(ErrorKind::Busy, "another step is being saved")
+                        .at("step", step)
+                        .found(format_args!("a save of step {}", save.info.step)));
+                }
+                _ => state = shared.wait(state),
+            }
+        }
+        let name = existing.clone().unwrap_or_else(|| shared.options.names.name(step));
+        if state.is_read(&name) {
+            return Err(
+                Error::new(ErrorKind::Busy, "the step that is to be overwritten is being read").at("step", step)
+            );
+        }
+        drop(state);
+        let earlier = shared.failure();
+        match self.start(worker, (step, name, existing), items, options) {
+            Ok(save) => Ok(Submitted { save: Some(save), earlier }),
+            Err(error) => {
+                let error = error.at("step", step);
+                Err(match earlier {
+                    Some(earlier) => merged(earlier, error),
+                    None => error,
+                })
+            }
+        }
+    }
+
+    fn start(
+        &self,
+        worker: &Worker,
+        (step, name, replaces): (u64, String, Option<String>),
+        items: &[(String, TreeItem)],
+        options: &StepOptions,
+    ) -> Result<StepSave> {
+        let shared = &self.shared;
+        let save = SaveOptions {
+            custom_metadata: options.custom_metadata.clone().or_else(|| shared.options.save.custom_metadata.clone()),
+            metrics: options.metrics.clone(),
+            overwrite: options.overwrite,
+            ..shared.options.save.clone()
+        };
+        let job = shared.save_engine()?.save_items(shared.root.join(&name), items, &save)?;
+        let slot = Arc::new(Slot::default());
+        let info = starting(step, options.metrics.as_ref());
+        shared.lock().in_flight = Some(InFlight { info, job: job.share(), replaces });
+        let handle = StepSave { step, job: job.share(), slot: Arc::clone(&slot) };
+        worker.send(shared, Task::Finish(Finish { step, name, job, slot })).inspect_err(|_| {
+            shared.lock().in_flight = None;
+        })?;
+        Ok(handle)
+    }
+
+    /// The name of the directory that a step has already, which is an error unless it may be overwritten.
+    fn existing(&self, step: u64, overwrite: bool) -> Result<Option<String>> {
+        let state = self.shared.lock();
+        let exists = |what: &str| Error::new(ErrorKind::Exists, what).at("step", step);
+        if state.in_flight.as_ref().is_some_and(|save| save.info.step == step) && !overwrite {
+            return Err(exists("the step is being saved already"));
+        }
+        let have = state.steps.iter().rev().find(|have| have.step == step && !is_temporary(&have.name));
+        match (have, overwrite) {
+            (None, _) => Ok(None),
+            (Some(have), true) => Ok(Some(have.name.clone())),
+            (Some(have), false) => {
+                let error = exists("the step exists").at("root", self.shared.root.display());
+                Err(match have.reason() {
+                    Some(reason) => error.found(format_args!("one that is not whole: {reason}")).hint("overwrite it"),
+                    None => error.hint("overwrite it, or resume after the latest step"),
+                })
+            }
+        }
+    }
+
+    /// Whether a save is going on.
+    pub fn is_saving(&self) -> bool {
+        self.shared.lock().in_flight.is_some()
+    }
+
+    /// Asks the save that is going on to stop; what it wrote is removed. Returns whether there was one.
+    pub fn cancel(&self) -> bool {
+        let state = self.shared.lock();
+        state.in_flight.iter().for_each(|save| save.job.cancel());
+        state.in_flight.is_some()
+    }
+
+    /// Blocks until nothing is going on in the background: saves, removals, tidying up.
+    ///
+    /// # Errors
+    /// What failed in the background and was not told yet.
+    pub fn wait(&self) -> Result<()> {
+        let mut state = self.shared.lock();
+        while state.tasks > 0 {
+            state = self.shared.wait(state);
+        }
+        drop(state);
+        self.shared.failure().map_or(Ok(()), Err)
+    }
+
+    /// Waits, and ends the object: its threads and its lock.
+    ///
+    /// # Errors
+    /// As [`wait`](Self::wait).
+    pub fn close(self) -> Result<()> {
+        self.wait()
+    }
+
+    // ---------------------------------------------------------------- the series
+
+    /// The steps, by number; those that are not whole have a reason.
+    pub fn steps(&self) -> Vec<SeriesStep> {
+        self.shared.lock().steps.clone()
+    }
+
+    /// The latest whole step.
+    ///
+    /// # Errors
+    /// An environment that fails while it is looked into. Damage is none: the step before is taken.
+    pub fn latest(&self) -> Result<Option<SeriesStep>> {
+        latest(&self.shared)
+    }
+
+    /// The best whole step by a metric, `"accuracy"` or, where the smallest is best, `"-loss"`; of equals the latest. It is the
+    /// step that `--step best:METRIC` opens.
+    ///
+    /// # Errors
+    /// As [`latest`](Self::latest).
+    pub fn best(&self, metric: impl Into<Metric>) -> Result<Option<SeriesStep>> {
+        best(&self.shared, &metric.into())
+    }
+
+    /// Looks at the root again: for steps that other processes added or removed.
+    ///
+    /// # Errors
+    /// A root that cannot be read.
+    pub fn reload(&self) -> Result<()> {
+        self.shared.reload()
+    }
+
+    /// What this policy would remove now, without doing it. What is being read through this object is not among it.
+    ///
+    /// # Errors
+    /// As [`latest`](Self::latest).
+    pub fn would_remove(&self, policy: &PreservationPolicy) -> Result<Vec<SeriesStep>> {
+        policy.check()?;
+        self.shared.removable(policy)
+    }
+
+    /// Removes a step, whole or not, whatever the preservation policy says.
+    ///
+    /// # Errors
+    /// No such step; one that is being read or saved (kind `Busy`); whatever the file system refuses.
+    pub fn delete(&self, step: u64) -> Result<()> {
+        for found in self.removable_by_hand(step)? {
+            self.shared.remove(&found, true)?;
+        }
+        Ok(())
+    }
+
+    /// Removes one item of a step of several.
+    ///
+    /// # Errors
+    /// As [`delete`](Self::delete), no such item, or the only one.
+    pub fn delete_item(&self, step: u64, item: &str) -> Result<()> {
+        for found in self.removable_by_hand(step)? {
+            if self.shared.lock().is_read(&found.name) {
+                return Err(Error::new(ErrorKind::Busy, "the step is being read").at("step", step));
+            }
+            delete_item(&found.path, item)?;
+            self.shared.look_at(&found.name)?;
+        }
+        Ok(())
+    }
+
+    fn removable_by_hand(&self, step: u64) -> Result<Vec<SeriesStep>> {
+        self.writer()?;
+        let state = self.shared.lock();
+        if state.in_flight.as_ref().is_some_and(|save| save.info.step == step) {
+            return Err(Error::new(ErrorKind::Busy, "the step is being saved").at("step", step));
+        }
+        let found = state.steps.iter().filter(|have| have.step == step && !is_temporary(&have.name));
+        let found: Vec<SeriesStep> = found.cloned().collect();
+        if found.is_empty() {
+            return Err(Error::invalid(format!("there is no step {step}")).at("root", self.shared.root.display()));
+        }
+        Ok(found)
+    }
+
+    fn writer(&self) -> Result<&Worker> {
+        self.worker
+            .as_ref()
+            .ok_or_else(|| Error::invalid("the series was opened read-only").at("root", self.shared.root.display()))
+    }
+
+    // ---------------------------------------------------------------- reading
+
+    /// Opens a step: a number, [`StepChoice::Latest`] or a [`Metric`]. As long as the result lives, the series does not remove
+    /// the step.
+    ///
+    /// # Errors
+    /// No such step, none that is whole, damage.
+    pub fn open_step(&self, step: impl Into<StepChoice>, item: Option<&str>) -> Result<OpenStep> {
+        with_step(&self.shared, &step.into(), item, Ok)
+    }
+
+    /// Loads a step's tree into host memory, as stored.
+    ///
+    /// # Errors
+    /// As [`open_step`](Self::open_step), and of loading.
+    pub fn load(&self, step: impl Into<StepChoice>) -> Result<State> {
+        self.load_with(step, Checkpoint::target)
+    }
+
+    /// Loads what a target wants of a step's tree.
+    ///
+    /// # Errors
+    /// As [`load`](Self::load), and a target that does not fit.
+    pub fn load_with(
+        &self,
+        step: impl Into<StepChoice>,
+        mut target: impl FnMut(&Checkpoint) -> Target,
+    ) -> Result<State> {
+        let engine = self.shared.load_engine()?;
+        with_step(&self.shared, &step.into(), None, |open| {
+            let target = target(&open.checkpoint);
+            engine.load(&open.checkpoint, &target)?.wait()
+        })
+    }
+
+    /// Starts loading a step's tree, as stored.
+    ///
+    /// # Errors
+    /// As [`open_step`](Self::open_step); everything later comes from the handle.
+    pub fn load_async(&self, step: impl Into<StepChoice>) -> Result<StepLoad> {
+        self.load_async_with(step, Checkpoint::target)
+    }
+
+    /// Starts loading what a target wants of a step's tree.
+    ///
+    /// # Errors
+    /// As [`load_async`](Self::load_async), and a target that does not fit.
+    pub fn load_async_with(
+        &self,
+        step: impl Into<StepChoice>,
+        mut target: impl FnMut(&Checkpoint) -> Target,
+    ) -> Result<StepLoad> {
+        let engine = self.shared.load_engine()?;
+        with_step(&self.shared, &step.into(), None, |open| {
+            let target = target(&open.checkpoint);
+            let job = engine.load(&open.checkpoint, &target)?;
+            Ok(StepLoad { job, _engine: Arc::clone(&engine), step: open.step.step, _reading: open.reading })
+        })
+    }
+
+    /// Loads every item of a step, trees as stored.
+    ///
+    /// # Errors
+    /// As [`load`](Self::load).
+    pub fn load_items(&self, step: impl Into<StepChoice>) -> Result<BTreeMap<String, LoadedItem>> {
+        with_step(&self.shared, &step.into(), None, |open| load_items(&open.step.path))
+    }
+
+    /// What a step says about itself, without its data.
+    ///
+    /// # Errors
+    /// As [`open_step`](Self::open_step).
+    pub fn metadata(&self, step: impl Into<StepChoice>) -> Result<StepMetadata> {
+        with_step(&self.shared, &step.into(), None, |open| {
+            Ok(StepMetadata { tree: open.checkpoint.metadata(), step: open.step })
+        })
+    }
+
+    /// The user's metadata of the root, read anew.
+    ///
+    /// # Errors
+    /// A file that is damaged or cannot be read.
+    pub fn root_metadata(&self) -> Result<Option<Value>> {
+        root_metadata(&self.shared.root)
+    }
+
+    /// Replaces the user's metadata of the root: an object.
+    ///
+    /// # Errors
+    /// A value that is no object; whatever the file system refuses.
+    pub fn set_root_metadata(&self, metadata: &Value) -> Result<()> {
+        self.writer()?;
+        let save = &self.shared.options.save;
+        write_root_metadata(&save.store, &self.shared.root, metadata, save.sync)
+    }
+}
+
+impl Drop for Checkpointer {
+    fn drop(&mut self) {
+        self.worker = None;
+        // Open steps share what is known of the series, but need no threads.
+        self.shared.saver.end();
+        self.shared.loader.end();
+    }
+}
+
+/// Makes the root, whose own name is durable before a step is.
+fn make_root(shared: &Shared) -> Result<()> {
+    let (root, save) = (&shared.root, &shared.options.save);
+    let make = || match root.parent() {
+        _ if root.is_dir() => Ok(()),
+        Some(parent) if save.sync => std::fs::create_dir_all(root).and_then(|()| save.store.sync_dir(parent)),
+        _ => std::fs::create_dir_all(root),
+    };
+    make().map_err(|error| {
+        Error::new(ErrorKind::Io, "cannot make the root of the steps").at("path", root.display()).caused_by(error)
+    })
+}
+
+/// Two failures as one; the first says what to do.
+fn merged(earlier: Error, error: Error) -> Error {
+    Error::merged([earlier, error]).unwrap_or_else(|| Error::bug("two errors are none"))
+}
+
+/// A root that only has steps of other names is more likely a mistake than a new series: the loop would start anew.
+fn refuse_other_names(shared: &Shared) -> Result<()> {
+    if !shared.lock().steps.is_empty() {
+        return Ok(());
+    }
+    let others = scan(&shared.root, &|name| !is_temporary(name))?;
+    let Some(other) = others.iter().find(|step| step.is_whole()) else { return Ok(()) };
+    let hint = match prefix(final_name(&other.name)) {
+        Some(prefix) => format!("set `names` to `StepNames::prefixed({prefix:?})`"),
+        None => "set `names` to `StepNames::default()`".to_owned(),
+    };
+    Err(Error::invalid("the steps in the root have other names than these options say")
+        .at("root", shared.root.display())
+        .expected(format_args!("names like `{}`", shared.options.names.name(0)))
+        .found(format_args!("`{}`", other.name))
+        .hint(hint))
+}
+
+/// The item that Orbax's `save` writes and its `load` looks for first.
+const STATE_ITEM: &str = "state";

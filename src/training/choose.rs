@@ -1,0 +1,178 @@
+//! Which step is meant, and keeping it while it is read.
+
+use std::ops::Deref;
+use std::sync::Arc;
+
+use super::history::{Metric, ranking};
+use super::root::SeriesStep;
+use super::shared::{Checked, Reading, Shared};
+use crate::error::{Error, Result};
+use crate::layout::StepChoice;
+use crate::limits::{ERROR_LINES_MAX, NEAREST_NAMES_MAX, STEP_GONE_RETRIES_MAX};
+use crate::tree::{Checkpoint, OpenOptions};
+
+/// A step that was opened through a series: a [`Checkpoint`] that the series does not remove as long as this lives.
+#[derive(Debug)]
+pub struct OpenStep {
+    pub(super) checkpoint: Checkpoint,
+    pub(super) step: SeriesStep,
+    pub(super) reading: Reading,
+}
+
+impl OpenStep {
+    /// The step as the series has it.
+    pub fn step(&self) -> &SeriesStep {
+        &self.step
+    }
+}
+
+impl Deref for OpenStep {
+    type Target = Checkpoint;
+
+    fn deref(&self) -> &Checkpoint {
+        &self.checkpoint
+    }
+}
+
+/// The latest whole step.
+pub(super) fn latest(shared: &Shared) -> Result<Option<SeriesStep>> {
+    first_whole(shared, |steps| (0..steps.len()).rev().collect())
+}
+
+/// The best whole step by a metric; of equals the latest. `None` if no whole step has it.
+pub(super) fn best(shared: &Shared, metric: &Metric) -> Result<Option<SeriesStep>> {
+    first_whole(shared, |steps| ranking(steps.iter().map(|step| metric.score(&step.info()))))
+}
+
+/// The first whole step in some order. If one is gone by then, because another process removed it, what is known of the
+/// series is old, and it is looked at again.
+fn first_whole(shared: &Shared, order: impl Fn(&[SeriesStep]) -> Vec<usize>) -> Result<Option<SeriesStep>> {
+    let mut retries = STEP_GONE_RETRIES_MAX;
+    'again: loop {
+        let steps: Vec<SeriesStep> = shared.lock().steps.iter().filter(|step| step.is_whole()).cloned().collect();
+        for index in order(&steps) {
+            match shared.check(&steps[index])? {
+                Checked::Whole => return Ok(Some(steps[index].clone())),
+                Checked::Damaged => {}
+                Checked::Gone if retries == 0 => {}
+                Checked::Gone => {
+                    retries -= 1;
+                    shared.reload()?;
+                    continue 'again;
+                }
+            }
+        }
+        return Ok(None);
+    }
+}
+
+/// The step that is meant.
+pub(super) fn choose(shared: &Shared, choice: &StepChoice) -> Result<SeriesStep> {
+    let found = match choice {
+        StepChoice::Number(number) => return numbered(shared, *number),
+        StepChoice::Unstated | StepChoice::Latest => latest(shared)?,
+        StepChoice::Best { metric, smallest } => {
+            let by = Metric { name: metric.clone(), smallest: *smallest };
+            if let Some(best) = best(shared, &by)? {
+                return Ok(best);
+            }
+            if latest(shared)?.is_some() {
+                let steps = shared.lock().steps.clone();
+                let mut names: Vec<String> = steps
+                    .iter()
+                    .filter_map(|step| step.metrics.as_ref()?.as_object())
+                    .flat_map(|metrics| metrics.keys().cloned())
+                    .collect();
+                names.sort();
+                names.dedup();
+                let found = if names.is_empty() { "no metrics".to_owned() } else { names.join(", ") };
+                return Err(
+                    Error::invalid(format!("no whole step has the metric `{metric}` with a number")).found(found)
+                );
+            }
+            None
+        }
+    };
+    found.ok_or_else(|| none_whole(shared))
+}
+
+fn numbered(shared: &Shared, number: u64) -> Result<SeriesStep> {
+    let steps: Vec<SeriesStep> = shared.lock().steps.clone();
+    let mut reason = None;
+    for step in steps.iter().rev().filter(|step| step.step == number) {
+        match shared.check(step)? {
+            Checked::Whole => return Ok(step.clone()),
+            Checked::Damaged => {}
+            Checked::Gone => {
+                shared.reload()?;
+                return Err(gone(number));
+            }
+        }
+        let state = shared.lock();
+        let now = state.steps.iter().find(|have| have.name == step.name);
+        reason = reason.or(now.and_then(SeriesStep::reason).map(str::to_owned));
+    }
+    if let Some(reason) = reason {
+        return Err(Error::corrupt(format!("step {number} is not whole: {reason}"))
+            .at("root", shared.root.display())
+            .hint("choose another step"));
+    }
+    let mut near: Vec<u64> = steps.iter().map(|step| step.step).collect();
+    near.sort_by_key(|&other| (other.abs_diff(number), other));
+    near.dedup();
+    let count = near.len();
+    near.truncate(NEAREST_NAMES_MAX);
+    let near: Vec<String> = near.iter().map(u64::to_string).collect();
+    let found =
+        if count == 0 { "no steps".to_owned() } else { format!("{count} steps, the nearest are {}", near.join(", ")) };
+    Err(Error::invalid(format!("there is no step {number}")).at("root", shared.root.display()).found(found))
+}
+
+fn gone(number: u64) -> Error {
+    Error::not_found(format!("step {number} was removed meanwhile")).hint("choose another step")
+}
+
+fn none_whole(shared: &Shared) -> Error {
+    let state = shared.lock();
+    if state.steps.is_empty() {
+        return Error::not_found("the series has no steps yet").at("root", shared.root.display());
+    }
+    let line = |step: &SeriesStep| format!("{}: {}", step.name, step.reason().unwrap_or("it is gone"));
+    Error::corrupt(format!("none of the {} steps is whole", state.steps.len()))
+        .at("root", shared.root.display())
+        .lines(state.steps.iter().rev().take(ERROR_LINES_MAX).map(line))
+}
+
+/// Chooses a step and does something with it. Where the step is gone by then, because another process removed it, and any
+/// other would do, the series is looked at again.
+pub(super) fn with_step<T>(
+    shared: &Arc<Shared>,
+    choice: &StepChoice,
+    item: Option<&str>,
+    mut work: impl FnMut(OpenStep) -> Result<T>,
+) -> Result<T> {
+    let mut retries = if matches!(choice, StepChoice::Number(_)) { 0 } else { STEP_GONE_RETRIES_MAX };
+    loop {
+        let step = choose(shared, choice)?;
+        let result = open(shared, &step, item).and_then(&mut work);
+        match result {
+            Err(error) if !step.path.exists() => {
+                shared.reload()?;
+                if retries == 0 {
+                    return Err(gone(step.step).caused_by(error));
+                }
+                retries -= 1;
+            }
+            result => return result,
+        }
+    }
+}
+
+fn open(shared: &Arc<Shared>, step: &SeriesStep, item: Option<&str>) -> Result<OpenStep> {
+    let reading = Reading::begin(shared, &step.name).ok_or_else(|| gone(step.step))?;
+    // It may have been replaced until it could be read.
+    let step = shared.lock().steps.iter().find(|have| have.name == step.name).unwrap_or(step).clone();
+    let options = OpenOptions { item: item.map(str::to_owned), ..OpenOptions::default() };
+    let checkpoint = Checkpoint::open(&step.path, &options)?;
+    Ok(OpenStep { checkpoint, step, reading })
+}

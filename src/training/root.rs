@@ -1,0 +1,266 @@
+//! What lies in a root: its steps with what they say about themselves, whether they are whole, and the user's metadata.
+//!
+//! Everything here only reads, and never trusts a step because its neighbour is fine.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use serde_json::Value;
+
+use super::history::StepInfo;
+use super::names::StepNames;
+use crate::error::{Error, ErrorKind, Result};
+use crate::io::store::{Becomes, LeftoverKind, StagedDir, Store, is_staging, leftovers};
+use crate::io::{Root, serve};
+use crate::layout::orbax::{checkpoint, step};
+use crate::layout::series::{self, Listed, Notes};
+use crate::layout::{Item, StepState};
+use crate::need::{Asker, Machine};
+use crate::relpath::RelPath;
+use crate::tree::verify::verify;
+use crate::tree::{EngineOptions, OpenOptions};
+
+/// A step of a root.
+#[derive(Clone, Debug, PartialEq)]
+pub struct SeriesStep {
+    /// Its number.
+    pub step: u64,
+    /// The name of its directory.
+    pub name: String,
+    /// Where it is.
+    pub path: PathBuf,
+    /// Whether it is whole, and why not.
+    pub state: StepState,
+    /// Its items, by name; their directories are relative to the root.
+    pub items: Vec<Item>,
+    /// When its save began, in nanoseconds since the Unix epoch, where that is recorded.
+    pub init_ns: Option<i64>,
+    /// When it was committed, in nanoseconds since the Unix epoch, where that is recorded.
+    pub commit_ns: Option<i64>,
+    /// The user's metadata of the step.
+    pub custom_metadata: Option<Value>,
+    /// Its metrics; NaN and infinities as strings.
+    pub metrics: Option<Arc<Value>>,
+    /// Why it has metrics that cannot be read.
+    pub metrics_damage: Option<String>,
+    /// When it was committed, or its directory last changed.
+    pub time: SystemTime,
+}
+
+impl SeriesStep {
+    /// Whether it is whole, as far as it was looked at.
+    pub fn is_whole(&self) -> bool {
+        self.state == StepState::Whole
+    }
+
+    /// Why it is not whole.
+    pub fn reason(&self) -> Option<&str> {
+        match &self.state {
+            StepState::Whole => None,
+            StepState::Incomplete(reason) => Some(reason),
+        }
+    }
+
+    /// What policies see of it.
+    pub fn info(&self) -> StepInfo {
+        StepInfo { step: self.step, time: self.time, metrics: self.metrics.clone() }
+    }
+
+    /// Bytes of all files in it.
+    ///
+    /// # Errors
+    /// A directory that cannot be listed.
+    pub fn size_bytes(&self) -> Result<u64> {
+        size_bytes(&self.path).map_err(|error| {
+            Error::new(ErrorKind::Io, "cannot look through a step").at("path", self.path.display()).caused_by(error)
+        })
+    }
+
+    /// Looks into it, beyond what listings tell: metadata, manifests and every reference; with `data` all stored values, too.
+    /// The reason if it is damaged.
+    pub(super) fn damage(&self, data: bool, engine: &EngineOptions) -> Result<Option<String>> {
+        let found = match verify(&self.path, &OpenOptions::default(), data, engine) {
+            Ok(found) => found,
+            Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::Corrupt | ErrorKind::Unsupported) => {
+                return Ok(Some(error.to_string()));
+            }
+            Err(error) => return Err(error.at("step", self.step)),
+        };
+        Ok(found.problems.into_iter().find(|problem| problem.data_affected).map(|problem| problem.message))
+    }
+}
+
+/// The steps of a root, of any names, by number and name; unfinished and damaged ones have a reason. Of each, metadata,
+/// manifests and references are looked at, with `data` every stored value.
+///
+/// # Errors
+/// No such directory; what cannot be read.
+pub fn steps(root: impl AsRef<Path>, data: bool, engine: &EngineOptions) -> Result<Vec<SeriesStep>> {
+    let mut steps = scan(root.as_ref(), &|_| true)?;
+    for step in steps.iter_mut().filter(|step| step.is_whole()) {
+        if let Some(reason) = step.damage(data, engine)? {
+            step.state = StepState::Incomplete(reason);
+        }
+    }
+    Ok(steps)
+}
+
+/// The steps whose directories have a wanted name, judged by their listings and the ends of their metadata files.
+pub(super) fn scan(root: &Path, wanted: &(dyn Fn(&str) -> bool + Sync)) -> Result<Vec<SeriesStep>> {
+    let dir = open(root)?;
+    let listed = ask(&dir, |asker| async move { series::list(&asker, wanted).await })?.unwrap_or_default();
+    let together = ask(&dir, |asker| {
+        let listed = &listed;
+        async move { series::notes(&asker, listed).await }
+    });
+    let notes = match together {
+        Ok(notes) => notes,
+        // One step that cannot be asked must not hide the others.
+        Err(_) => listed.iter().map(|one| alone(&dir, one)).collect(),
+    };
+    Ok(listed.into_iter().zip(notes).map(|(listed, notes)| record(root, listed, notes)).collect())
+}
+
+/// What one step says, or why it cannot be asked.
+fn alone(dir: &Root, listed: &Listed) -> Notes {
+    let one = std::slice::from_ref(listed);
+    let notes = ask(dir, |asker| async move { series::notes(&asker, one).await });
+    match notes.map(|mut notes| notes.pop()) {
+        Ok(notes) => notes.unwrap_or_default(),
+        Err(error) => Notes { damage: Some(error.to_string()), ..Notes::default() },
+    }
+}
+
+fn record(root: &Path, listed: Listed, notes: Notes) -> SeriesStep {
+    let path = root.join(&listed.step.name);
+    let committed = notes.commit_ns.and_then(|ns| u64::try_from(ns).ok()).map(Duration::from_nanos);
+    let changed = || std::fs::metadata(&path).and_then(|metadata| metadata.modified()).unwrap_or(UNIX_EPOCH);
+    let state = match (listed.step.state, notes.damage) {
+        (StepState::Whole, Some(damage)) => StepState::Incomplete(damage),
+        (state, _) => state,
+    };
+    SeriesStep {
+        step: listed.step.number,
+        name: listed.step.name,
+        time: committed.map_or_else(changed, |since| UNIX_EPOCH + since),
+        path,
+        state,
+        items: listed.items,
+        init_ns: notes.init_ns,
+        commit_ns: notes.commit_ns,
+        custom_metadata: notes.custom_metadata,
+        metrics: notes.metrics.map(Arc::new),
+        metrics_damage: notes.metrics_damage,
+    }
+}
+
+/// The name that a directory has or was to get.
+pub(super) fn final_name(name: &str) -> &str {
+    step::finished_name(name).unwrap_or(name)
+}
+
+/// Whether it is the name of a save that was not finished.
+pub(super) fn is_temporary(name: &str) -> bool {
+    step::is_temporary(name)
+}
+
+/// Where the unfinished saves of Orbax are among these steps. Those of this library are known by their locks.
+pub(super) fn orbax_temporaries(steps: &[SeriesStep]) -> Vec<PathBuf> {
+    let theirs = steps.iter().filter(|step| is_temporary(&step.name) && !is_staging(&step.name));
+    theirs.map(|step| step.path.clone()).collect()
+}
+
+/// The user's metadata of a root.
+///
+/// # Errors
+/// No such directory; a file that is damaged or cannot be read.
+pub fn root_metadata(root: impl AsRef<Path>) -> Result<Option<Value>> {
+    let root = root.as_ref();
+    let read = ask(&open(root)?, |asker| async move { series::root_notes(&asker).await });
+    read.map_err(|error| error.at("root", root.display()))
+}
+
+/// Writes the user's metadata of a root, in place of what was there. It appears whole or not at all.
+pub(super) fn write_root_metadata(store: &Arc<dyn Store>, root: &Path, metadata: &Value, sync: bool) -> Result<()> {
+    if !metadata.is_object() {
+        return Err(Error::invalid("custom metadata of a root must be a JSON object").found(metadata));
+    }
+    let dir = root.join(checkpoint::ROOT_METADATA_DIR);
+    let name = RelPath::new(checkpoint::ROOT_METADATA_FILE)?;
+    // Orbax takes a directory without the file for damage, so they come together the first time.
+    let (target, becomes) = match dir.is_dir() {
+        true => (dir.join(checkpoint::ROOT_METADATA_FILE), Becomes::File),
+        false => (dir, Becomes::Directory),
+    };
+    let staged = StagedDir::start(Arc::clone(store), &target, true, becomes)?;
+    staged.write(&name, &checkpoint::root_to_bytes(Some(metadata)), sync)?;
+    staged.commit(sync)
+}
+
+/// Puts back the steps that an interrupted overwrite has moved aside, and gives what else crashes left behind of this series'
+/// steps and of its metadata, to be removed.
+pub(super) fn recover(store: &dyn Store, root: &Path, names: &StepNames) -> Result<Vec<PathBuf>> {
+    let failed = |error, path: &Path| {
+        Error::new(ErrorKind::Io, "cannot tidy up after a crash").at("path", path.display()).caused_by(error)
+    };
+    let mut left = Vec::new();
+    for leftover in leftovers(root).map_err(|error| failed(error, root))? {
+        let of_metadata = leftover.name == checkpoint::ROOT_METADATA_DIR;
+        if !of_metadata && names.step(&leftover.name).is_none() {
+            continue;
+        }
+        if leftover.kind == LeftoverKind::Replaced {
+            match store.rename_new(&leftover.path, &root.join(&leftover.name)) {
+                Ok(()) => {
+                    tracing::warn!(path = %leftover.path.display(), name = %leftover.name, "put back a step whose overwrite was interrupted");
+                    continue;
+                }
+                // The new one is in place.
+                Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => {}
+                Err(error) => return Err(failed(error, &leftover.path)),
+            }
+        }
+        left.push(leftover.path);
+    }
+    let metadata = root.join(checkpoint::ROOT_METADATA_DIR);
+    if metadata.is_dir() {
+        for leftover in leftovers(&metadata).map_err(|error| failed(error, &metadata))? {
+            if leftover.kind == LeftoverKind::Replaced && !metadata.join(&leftover.name).exists() {
+                store
+                    .rename_new(&leftover.path, &metadata.join(&leftover.name))
+                    .map_err(|error| failed(error, &leftover.path))?;
+            } else {
+                left.push(leftover.path);
+            }
+        }
+    }
+    Ok(left)
+}
+
+fn open(root: &Path) -> Result<Root> {
+    match std::fs::metadata(root) {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+            Err(Error::not_found("no such directory").at("path", root.display()))
+        }
+        _ => Root::open(root),
+    }
+}
+
+/// Runs a metadata machine over the files of a root.
+fn ask<'a, T, F>(root: &Root, body: impl FnOnce(Asker) -> F) -> Result<T>
+where
+    F: Future<Output = Result<T>> + Send + 'a,
+{
+    Machine::new(body).drive(|needs| serve(root, &needs))
+}
+
+fn size_bytes(dir: &Path) -> std::io::Result<u64> {
+    let mut total = 0;
+    for entry in std::fs::read_dir(dir)? {
+        let entry = entry?;
+        let kind = entry.file_type()?;
+        total += if kind.is_dir() { size_bytes(&entry.path())? } else { entry.metadata()?.len() };
+    }
+    Ok(total)
+}

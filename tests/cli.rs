@@ -291,6 +291,17 @@ fn a_rule_without_a_match_names_its_neighbours() {
         assert!(message.contains("dc/w") || args[0] == "--rename", "{args:?}: no nearest names: {message}");
         assert!(message.lines().any(|line| line.starts_with("hint: ")), "{args:?}: {message}");
     }
+    // However far they are, some names are told; a filter that does not fit is part of the rule.
+    for far in ["zzzzzzzzzzzz", "**/zzzzzzzzzzzz"] {
+        assert!(refused(2, &["load", &path, "--skip", far]).contains("nearest names: "));
+    }
+    let message = refused(2, &["load", &path, "--skip", "**/kernel", "--skip", "nope/**"]);
+    assert!(!message.contains("nearest \n") && message.matches("nearest ").count() == 2, "{message}");
+    assert!(refused(2, &["load", &path, "--cast", "dc/w@int=f16"]).contains("`dc/w@int`"));
+    let message = refused(2, &["cat", &path, "dc/v"]);
+    assert!(message.contains("there is no leaf `dc/v`") && message.contains("dc/w"), "{message}");
+    let message = refused(2, &["load", &path, "--rename", ".*=x"]);
+    assert!(message.contains("x: ") && message.contains("dc/w") && message.contains("hint: "), "{message}");
     // Several at once: one error that lists all.
     let message = refused(2, &["load", &path, "--cast", "dc/v=f16", "--cast", "lsit/0=f16", "--cast", "dc/w=f16"]);
     assert!(message.contains("dc/v") && message.contains("lsit/0"), "{message}");
@@ -300,7 +311,7 @@ fn a_rule_without_a_match_names_its_neighbours() {
     fs::write(&file, rows).unwrap();
     let options = ["--skip", "dc/v", "--cast", "lsit/0=f16", "--cast", "dc/w=f44", "--spec", "*"];
     let message = refused(2, &[&["load", &path, "--target", &file], &options[..]].concat());
-    for text in ["float33", "dc/v", "lsit/0", "f44", "--spec *", "nothing: not in the checkpoint"] {
+    for text in ["float33", "dc/v", "lsit/0", "f44", "--spec *", "nothing: not in the checkpoint; nearest"] {
         assert!(message.contains(text), "{text} is missing in\n{message}");
     }
     // `--skip` is judged by the checkpoint, not by what `--only` leaves.
@@ -793,8 +804,14 @@ fn load_reports_every_field_and_plan_agrees() {
             has_all(device, &[("device", "string"), ("bytes", "number")]);
         }
         let plan = object(&[&["plan", &path, "--json"], args].concat());
-        for field in ["bytes_logical", "bytes_needed", "bytes_read", "bytes_decoded", "devices"] {
+        for field in ["bytes_logical", "bytes_needed", "bytes_read", "bytes_decoded"] {
             assert_eq!(plan[field], loaded[field], "{name} {args:?}: {field}");
+        }
+        let (planned, had) = (plan["devices"].as_array().unwrap(), loaded["devices"].as_array().unwrap());
+        assert_eq!(planned.len(), had.len());
+        for (planned, had) in planned.iter().zip(had) {
+            assert_eq!((&planned["device"], &planned["bytes"]), (&had["device"], &had["bytes"]), "{name} {args:?}");
+            has_all(planned, &[("bytes_needed", "number"), ("bytes_read", "number"), ("bytes_decoded", "number")]);
         }
         has_all(
             &plan,
@@ -1000,7 +1017,7 @@ fn kv_lists_keys_and_prints_values() {
     let meta = object(&["kv", &checkpoint("v1_basic"), "a/zarr.json", "--json"])["value"].clone();
     let meta: Value = serde_json::from_str(meta.as_str().expect("text")).expect("the array's metadata");
     assert_eq!(meta["zarr_format"], 3);
-    assert!(!refused(2, &["kv", &checkpoint("v1_basic"), "nothing/at/all/like/it"]).contains("nearest"));
+    assert!(refused(2, &["kv", &checkpoint("v1_basic"), "nothing/at/all/like/it"]).contains("nearest"));
     refused(3, &["kv", &checkpoint("zarr2_codecs")]);
     refused(2, &["kv", &text(&fixture("safetensors_single/ckpt/model.safetensors"))]);
 }

@@ -330,6 +330,19 @@ fn needed_bytes_are_exactly_the_wanted_ones_and_only_small_gaps_are_read_with_th
             let plan = case.plan(rank, limits);
             let wanted = case.bytes_of(&case.needed(rank), limits.slot_bytes);
             assert!(plan.bytes_needed() <= plan.bytes_read(), "{} of {}", plan.bytes_needed(), plan.bytes_read());
+            let units: u64 = plan.units.iter().map(touchdown::plan::Unit::stored_bytes).sum();
+            let costs = plan.device_costs();
+            for cost in &costs {
+                assert!(
+                    cost.needed <= cost.read && cost.read <= units && cost.decoded <= plan.bytes_decoded(),
+                    "{cost:?}"
+                );
+            }
+            // What is needed at all is needed by somebody, and nobody needs what is not needed at all.
+            assert!(costs.iter().map(|cost| cost.needed).sum::<u64>() >= plan.bytes_needed());
+            if let [alone] = costs.as_slice() {
+                assert_eq!((alone.read, alone.decoded), (units, plan.bytes_decoded()));
+            }
             if !wanted.exact {
                 continue;
             }

@@ -121,7 +121,13 @@ fn problems_come_together_with_the_nearest_names() {
     let error = checkpoint.target().cast([("params/layer_0/kernle", DType::Float16)]).check().unwrap_err();
     assert!(error.to_string().contains("params/layer_0/kernel"), "{error}");
     let error = checkpoint.target().rename([("layer_[01]", "layer")]).check().unwrap_err();
-    assert_eq!(error.list(), ["params/layer/bias", "params/layer/kernel"]);
+    assert_eq!(
+        error.list(),
+        [
+            "params/layer/bias: params/layer_0/bias, params/layer_1/bias",
+            "params/layer/kernel: params/layer_0/kernel, params/layer_1/kernel"
+        ]
+    );
     // Rules of different options, and leaves, are one error in the order in which they were said.
     let target = checkpoint.target().skip(["opt_stat/**"]).cast([("params/layer_0/kernle", DType::Float16)]);
     let error = target.shape([("params/embed", vec![300, 64])]).check().unwrap_err();

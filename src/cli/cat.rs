@@ -10,7 +10,7 @@ use crate::dtype::DType;
 use crate::error::{Error, Result};
 use crate::keypath::KeyPath;
 use crate::limits::CAT_EMPTY_ROWS_MAX;
-use crate::tree::{Array, Engine, Leaf, Pattern, Take, Value};
+use crate::tree::{Array, Engine, Leaf, Pattern, Take, Value, no_leaf};
 
 pub(super) const EXAMPLE: &str =
     "Example:\n  touchdown cat tests/fixtures/quickstart/ckpt params/layer_0/kernel --slice 0:4,:";
@@ -34,6 +34,9 @@ pub(super) struct Args {
 pub(super) fn run(args: &Args) -> Result<ExitCode> {
     let checkpoint = args.source.open()?;
     let pattern = || Pattern::glob(&KeyPath::from_escaped(&args.leaf).to_string());
+    if !checkpoint.leaves().iter().any(|leaf| pattern().matches(&leaf.path)) {
+        return Err(no_leaf(&args.leaf, checkpoint.leaves().iter().map(|leaf| leaf.path.to_string())));
+    }
     let mut target = checkpoint.target().only([pattern()]);
     target.check()?;
     let kind = checkpoint.leaves().iter().find(|leaf| pattern().matches(&leaf.path)).map(|leaf| &leaf.kind);

@@ -30,7 +30,7 @@ pub(super) fn run(args: &Args) -> Result<ExitCode> {
             let names: Vec<String> =
                 database.index().entries().iter().map(|(key, _)| String::from_utf8_lossy(key).into_owned()).collect();
             let near = crate::layout::nearest(key, names.iter().map(String::as_str));
-            let error = Error::invalid(format!("there is no key `{key}`"));
+            let error = Error::invalid(format!("there is no key `{key}`")).at("database", args.source.path.display());
             let error = if near.is_empty() { error } else { error.found(format_args!("nearest: {}", near.join(", "))) };
             return Err(error.hint("`touchdown kv` without a key lists them"));
         };

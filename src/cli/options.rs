@@ -125,8 +125,8 @@ pub(super) fn axes(text: &str) -> Result<Vec<(String, u64)>> {
 /// `cpu:N`, `cuda:0-3`, `cuda:0,2`, `cuda:0*4`, mixtures of them, or `auto`.
 pub(super) fn devices(text: &str) -> Result<Vec<Device>> {
     let bad = || {
-        Error::invalid(format!("`--devices {text}` names no devices"))
-            .expected("cpu:N, cuda:0-3, cuda:0,2, cuda:0*4 or auto")
+        Error::invalid(format!("`--devices {text}` names no devices, or too many"))
+            .expected(format_args!("cpu:N, cuda:0-3, cuda:0,2, cuda:0*4 or auto; N at most {CPU_DEVICES_MAX}"))
     };
     if text == "auto" {
         // Whatever is wrong with a driver, here it means that there are no GPUs; `doctor` says what.

@@ -3,13 +3,16 @@
 use crate::limits::NEAREST_NAMES_MAX;
 
 /// The names nearest to `wanted` by edit distance, nearest first; those that share less than half are left out, unless
-/// there are only a few names altogether.
+/// there are only a few names altogether, or none shares more.
 pub(crate) fn nearest<'a>(wanted: &str, names: impl IntoIterator<Item = &'a str>) -> Vec<&'a str> {
     let wanted: Vec<char> = wanted.chars().collect();
     let mut ranked: Vec<(usize, &str)> = names.into_iter().map(|name| (distance(&wanted, name), name)).collect();
     ranked.sort_unstable();
     if ranked.len() > NEAREST_NAMES_MAX {
-        ranked.retain(|(distance, name)| 2 * distance <= wanted.len().max(name.chars().count()));
+        let shares = |(distance, name): &(usize, &str)| 2 * distance <= wanted.len().max(name.chars().count());
+        if ranked.iter().any(shares) {
+            ranked.retain(shares);
+        }
         ranked.truncate(NEAREST_NAMES_MAX);
     }
     ranked.into_iter().map(|(_, name)| name).collect()
@@ -59,5 +62,6 @@ mod tests {
     fn near_names_come_first_and_far_ones_only_where_there_are_few() {
         assert_eq!(nearest("parms", ["opt", "params", "state"]), ["params", "opt", "state"]);
         assert_eq!(nearest("parms", ["opt", "params", "state", "ema"]), ["params"]);
+        assert_eq!(nearest("zzzzzzzz", ["opt", "params", "state", "ema"]).len(), NEAREST_NAMES_MAX);
     }
 }

@@ -1,10 +1,12 @@
 //! A plan in words and as JSON: what will be read, decoded and held, and whether it fits.
 
+use std::collections::HashMap;
 use std::fmt::Write;
 
 use serde_json::{Value as Json, json};
 
-use super::{Device, Plan, PlannedLeaf};
+use super::parts::addressable;
+use super::{Device, Plan, PlannedLeaf, Source};
 
 /// What a machine has, to say whether a plan fits.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -24,7 +26,61 @@ pub struct Shortage {
     pub available: u64,
 }
 
+/// What one device of this process holds, and what is done for it. What several devices share counts for each of them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct DeviceCost {
+    /// The device.
+    pub device: Device,
+    /// Bytes that it holds.
+    pub bytes: u64,
+    /// Stored bytes that it needs: of uncompressed chunks its elements, else whole units.
+    pub needed: u64,
+    /// Stored bytes of the units that it takes part in.
+    pub read: u64,
+    /// Bytes that those units decode to.
+    pub decoded: u64,
+}
+
 impl Plan {
+    /// What every device of this process holds and costs, in the order of the meshes.
+    pub fn device_costs(&self) -> Vec<DeviceCost> {
+        let held = self.device_bytes();
+        let mut costs: Vec<DeviceCost> =
+            held.iter().map(|&(device, bytes)| DeviceCost { device, bytes, needed: 0, read: 0, decoded: 0 }).collect();
+        let at: HashMap<Device, usize> = held.iter().enumerate().map(|(at, (device, _))| (*device, at)).collect();
+        // Stored bytes that a device needs of the unit at hand; `None` if it takes no part.
+        let mut needs: Vec<Option<u64>> = vec![None; costs.len()];
+        let mut touched: Vec<usize> = Vec::new();
+        for unit in &self.units {
+            let array = &self.arrays[unit.array as usize];
+            let stored = !matches!(unit.source, Source::Fill(_));
+            let in_parts = addressable(&array.codecs) && !unit.indexed;
+            for placement in &unit.placements {
+                let shard = &self.shards[placement.shard as usize];
+                let mesh = &self.leaves[shard.leaf as usize].sharding.mesh;
+                let elements = placement.region.volume().saturating_mul(array.dtype.size() as u64);
+                for &position in &shard.devices {
+                    let Some(&device) = at.get(&mesh.devices()[position as usize].device) else { continue };
+                    if needs[device].is_none() {
+                        touched.push(device);
+                    }
+                    let need = needs[device].get_or_insert(0);
+                    *need = if in_parts { need.saturating_add(elements) } else { unit.stored_bytes() };
+                }
+            }
+            for device in touched.drain(..) {
+                let need = needs[device].take().unwrap_or_default();
+                if stored {
+                    // Leaves that show the same elements twice need them once.
+                    costs[device].needed += need.min(unit.stored_bytes());
+                    costs[device].read += unit.stored_bytes();
+                    costs[device].decoded += unit.decoded_bytes;
+                }
+            }
+        }
+        costs
+    }
+
     /// The most host memory in use at once: results on CPU devices, and staging.
     pub fn peak_host_bytes(&self) -> u64 {
         self.result_bytes() + self.staging_bytes()
@@ -50,7 +106,15 @@ impl Plan {
 
     /// The plan as one JSON object, schema 1.
     pub fn json(&self, capacity: Capacity) -> Json {
-        let devices = self.device_bytes();
+        let device = |cost: &DeviceCost| {
+            json!({
+                "device": cost.device.to_string(),
+                "bytes": cost.bytes,
+                "bytes_needed": cost.needed,
+                "bytes_read": cost.read,
+                "bytes_decoded": cost.decoded,
+            })
+        };
         let leaf = |leaf: &PlannedLeaf| {
             let parts = leaf.parts.iter().enumerate().map(|(position, part)| {
                 let index: Vec<[u64; 2]> =
@@ -90,7 +154,7 @@ impl Plan {
             "peak_device_bytes": self.peak_device_bytes(),
             "fits": shortages.is_empty(),
             "shortages": shortages.iter().map(short).collect::<Vec<_>>(),
-            "devices": devices.iter().map(|(device, bytes)| json!({"device": device.to_string(), "bytes": bytes})).collect::<Vec<_>>(),
+            "devices": self.device_costs().iter().map(device).collect::<Vec<_>>(),
             "leaves": self.leaves.iter().map(leaf).collect::<Vec<_>>(),
         })
     }
@@ -98,7 +162,8 @@ impl Plan {
     /// The plan in words: totals, a line a leaf, a line a device.
     pub fn text(&self, capacity: Capacity) -> String {
         let mut text = String::new();
-        let mut rows: Vec<[String; 6]> = vec![["leaf", "type", "shape", "spec", "read", "x needed"].map(str::to_owned)];
+        const COLUMNS: [&str; 8] = ["leaf", "type", "shape", "spec", "needed", "read", "decoded", "x needed"];
+        let mut rows: Vec<[String; 8]> = vec![COLUMNS.map(str::to_owned)];
         for leaf in &self.leaves {
             let name = leaf.path.to_string();
             rows.push([
@@ -106,7 +171,9 @@ impl Plan {
                 leaf.dtype.to_string(),
                 format!("{:?}", leaf.shape),
                 leaf.sharding.spec.to_string(),
+                human_bytes(leaf.bytes_needed),
                 human_bytes(leaf.bytes_read),
+                human_bytes(leaf.bytes_decoded),
                 if leaf.bytes_needed == 0 {
                     "-".to_owned()
                 } else {
@@ -115,7 +182,7 @@ impl Plan {
             ]);
         }
         let width = |column: usize| rows.iter().map(|row| row[column].chars().count()).max().unwrap_or(0);
-        let widths: [usize; 6] = std::array::from_fn(width);
+        let widths: [usize; 8] = std::array::from_fn(width);
         for row in &rows {
             let cells = row.iter().zip(widths).map(|(cell, width)| format!("{cell:<width$}"));
             let line = cells.collect::<Vec<_>>().join("  ");
@@ -143,9 +210,16 @@ impl Plan {
         if self.peak_device_bytes() > 0 {
             let _ = writeln!(text, "peak device memory at most {}", human_bytes(self.peak_device_bytes()));
         }
-        for (device, bytes) in self.device_bytes() {
+        for DeviceCost { device, bytes, needed, read, decoded } in self.device_costs() {
             let shared = if matches!(device, Device::Cpu(_)) { " (host memory; replicas share it)" } else { "" };
-            let _ = writeln!(text, "  {device}  {}{shared}", human_bytes(bytes));
+            let _ = writeln!(
+                text,
+                "  {device}  holds {}{shared}, needs {} of {} read and {} decoded",
+                human_bytes(bytes),
+                human_bytes(needed),
+                human_bytes(read),
+                human_bytes(decoded),
+            );
         }
         for short in self.shortages(capacity) {
             let Shortage { device, needed, available } = short;

@@ -24,9 +24,11 @@ impl Target {
     pub(super) fn wants(&self) -> Result<Vec<Want>> {
         let mut lines = self.unfit.clone();
         let mut wants = Vec::new();
-        let mut hint = (!lines.is_empty()).then_some(
-            "`touchdown ls --json` prints a target that fits; `--missing keep` leaves out what is not there",
-        );
+        let absent = lines.iter().any(|line| line.contains("not in the checkpoint"));
+        let mut hint = (!lines.is_empty()).then_some(match absent {
+            true => "`touchdown ls --json` prints a target that fits; `--missing keep` leaves out what is not there",
+            false => "`touchdown ls --json` prints a target that fits",
+        });
         let mut kind = ErrorKind::Invalid;
         let single = Mesh::single();
         for leaf in &self.leaves {
@@ -49,7 +51,7 @@ impl Target {
                     Ok(Sharding { mesh: Arc::clone(&single), spec: Spec::REPLICATED })
                 }
                 (None, ..) => {
-                    hint = hint.or(Some("give them a rule, or say `otherwise replicate`"));
+                    hint = hint.or(Some("give them a rule, or have them replicated (`--otherwise replicate`)"));
                     Err(Error::invalid("no sharding rule matches"))
                 }
             };

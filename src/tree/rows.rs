@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use super::catalog::LeafKind;
 use super::checkpoint::Checkpoint;
-use super::rules::no_such;
+use super::rules::no_leaf;
 use super::state::{Leaf, State};
 use super::target::{ArrayWant, Missing, Target, TargetLeaf, What};
 use super::value::{ScalarType, Value};
@@ -114,7 +114,7 @@ impl Target {
                 let parts = view.parts().iter().map(|part| {
                     let name = part.to_string();
                     let array = arrays.get(name.as_str()).cloned();
-                    array.ok_or_else(|| no_such("view", &name, arrays.keys().map(|name| (*name).to_owned())))
+                    array.ok_or_else(|| no_leaf(&name, arrays.keys().map(|name| (*name).to_owned())))
                 });
                 let made = parts.collect::<Result<Vec<_>>>().and_then(|parts| view.array(&parts)).and_then(|array| {
                     let path = row.path.clone();
@@ -139,7 +139,8 @@ impl Target {
                     Missing::Error => {
                         let wanted = row.path.to_string();
                         let near = nearest(&wanted, names.iter().map(String::as_str)).join(", ");
-                        lines.push(format!("{wanted}: not in the checkpoint; nearest: {near}"));
+                        let near = if near.is_empty() { near } else { format!("; nearest: {near}") };
+                        lines.push(format!("{wanted}: not in the checkpoint{near}"));
                     }
                 }
                 continue;
@@ -209,7 +210,7 @@ impl Row {
                 leaf.what = What::Array(ArrayWant { view, shape, dtype: meta.dtype, sharding: None, key_impl: None });
             }
             (have, wanted) => {
-                return Err(Error::invalid("the kinds do not fit").expected(have).found(wanted));
+                return Err(Error::invalid(format!("a {have} cannot be loaded as {wanted}")));
             }
         }
         match &mut leaf.what {

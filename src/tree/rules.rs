@@ -9,6 +9,7 @@ use crate::dtype::DType;
 use crate::error::{Error, Result};
 use crate::keypath::KeyPath;
 use crate::layout::nearest;
+use crate::limits::NEAREST_NAMES_MAX;
 
 /// Which leaves are meant.
 ///
@@ -138,7 +139,12 @@ impl Pattern {
 
 impl fmt::Display for Pattern {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.text)
+        f.write_str(&self.text)?;
+        f.write_str(match self.filter {
+            Filter::All => "",
+            Filter::Float => "@float",
+            Filter::Int => "@int",
+        })
     }
 }
 
@@ -196,16 +202,28 @@ impl<V> Rules<V> {
         }
         let names: Vec<String> = paths.map(KeyPath::to_string).collect();
         if let [only] = unused.as_slice() {
-            return Err(no_such(self.option, &only.text, names.into_iter()));
+            return Err(no_such(self.option, &only.to_string(), names.into_iter()));
         }
-        let line = |pattern: &&Pattern| format!("`{pattern}`: nearest {}", near(&pattern.text, &names).join(", "));
+        let line = |pattern: &&Pattern| match near(&pattern.text, &names).as_slice() {
+            [] => format!("`{pattern}`"),
+            near => format!("`{pattern}`: nearest {}", near.join(", ")),
+        };
         Err(Error::invalid(format!("{} {} rules match no leaf", unused.len(), self.option))
             .lines(unused.iter().map(line))
             .hint("`touchdown ls` lists the paths"))
     }
 }
 
-/// The error for a name that is not there, with the nearest ones.
+/// The error for a leaf that is not there, with the nearest ones.
+pub(crate) fn no_leaf(wanted: &str, names: impl Iterator<Item = String>) -> Error {
+    let names: Vec<String> = names.collect();
+    let error = Error::invalid(format!("there is no leaf `{wanted}`"));
+    let near = nearest(wanted, names.iter().map(String::as_str));
+    let error = if near.is_empty() { error } else { error.found(format_args!("nearest names: {}", near.join(", "))) };
+    error.hint("`touchdown ls` lists the paths")
+}
+
+/// The error for a rule that matches nothing, with the nearest names.
 pub(super) fn no_such(what: &str, wanted: &str, names: impl Iterator<Item = String>) -> Error {
     let names: Vec<String> = names.collect();
     let near = near(wanted, &names);
@@ -213,6 +231,9 @@ pub(super) fn no_such(what: &str, wanted: &str, names: impl Iterator<Item = Stri
     let error = if near.is_empty() { error } else { error.found(format_args!("nearest names: {}", near.join(", "))) };
     error.hint(match wanted.rsplit_once('@') {
         Some((_, filter)) if filter != "float" && filter != "int" => "the filters are @float and @int",
+        Some((name, _)) if near.contains(&name) => {
+            "there is such a leaf, but of another kind of type: see `touchdown ls`"
+        }
         _ => "`touchdown ls` lists the paths; `*` stays inside one element, `**` spans elements",
     })
 }
@@ -224,7 +245,9 @@ fn near<'n>(wanted: &str, names: &'n [String]) -> Vec<&'n str> {
         return nearest(wanted, names.iter().map(String::as_str));
     }
     let is_literal = |element: &&str| !element.is_empty() && !element.contains(['*', '?']);
-    let Some(literal) = wanted.rsplit('/').find(is_literal) else { return Vec::new() };
+    let Some(literal) = wanted.rsplit('/').find(is_literal) else {
+        return names.iter().take(NEAREST_NAMES_MAX).map(String::as_str).collect();
+    };
     // The first name that has each element; a misspelt element is the usual reason.
     let mut first: BTreeMap<&str, &str> = BTreeMap::new();
     for name in names {

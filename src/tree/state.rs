@@ -161,7 +161,7 @@ impl State {
             Some(_) => Err(Error::invalid("the leaf is no array").at("leaf", path)),
             None => {
                 let names = self.leaves.iter().map(|(path, _)| path.to_string());
-                Err(super::rules::no_such("leaf", path, names))
+                Err(super::rules::no_leaf(path, names))
             }
         }
     }

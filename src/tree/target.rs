@@ -5,7 +5,7 @@
 //! permuted. What does not fit (a rule that matches nothing, say) is remembered and reported, all of it in one error, when
 //! the target is planned or loaded, or by [`Target::check`]. Nothing is read.
 
-use std::collections::HashSet;
+use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
 
 use super::catalog::{LeafKind, SavedSpec};
@@ -536,14 +536,25 @@ impl Target {
 
     /// Refuses two leaves of one name.
     pub(super) fn check_names(&self) -> Result<()> {
-        let mut names: Vec<String> = self.leaves.iter().map(|leaf| leaf.path.to_string()).collect();
-        names.sort_unstable();
-        let twice: Vec<String> =
-            names.windows(2).filter(|pair| pair[0] == pair[1]).map(|pair| pair[0].clone()).collect();
+        let mut leaves: BTreeMap<String, Vec<&TargetLeaf>> = BTreeMap::new();
+        for leaf in &self.leaves {
+            leaves.entry(leaf.path.to_string()).or_default().push(leaf);
+        }
+        let stored = |leaf: &&TargetLeaf| match leaf.source {
+            Some(source) => self.checkpoint.leaves()[source].path.to_string(),
+            None => "one that is made of others".to_owned(),
+        };
+        let twice: Vec<String> = leaves
+            .iter()
+            .filter(|(_, same)| same.len() > 1)
+            .map(|(name, same)| format!("{name}: {}", same.iter().map(stored).collect::<Vec<_>>().join(", ")))
+            .collect();
         if twice.is_empty() {
             return Ok(());
         }
-        Err(Error::invalid("two leaves have one name").lines(twice))
+        Err(Error::invalid("several leaves have one name")
+            .lines(twice)
+            .hint("keep in the new names what tells the leaves apart, or leave some out with `--skip`"))
     }
 
     /// The checkpoint that this is a target of.

@@ -11,7 +11,7 @@ use super::python::Doc;
 
 /// Why a JSON document cannot be read.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{message}")]
+#[error("JSON that does not fit: {message}")]
 pub struct JsonError {
     /// What the parser says, with line and column.
     pub message: String,

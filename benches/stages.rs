@@ -1,8 +1,10 @@
 //! Speed of the stages of a load, one core each but for the reads, beside what the machine allows: a memory copy.
 //!
 //!     cargo bench --bench stages
+//!     cargo bench --bench stages -- decoders      # only zstd: libzstd beside what loads decode with
 //!
-//! Every figure is the best of several rounds in GB/s of the bytes named in its row; inputs are made here, from a fixed seed.
+//! Every figure is the best of several rounds in GB/s of the bytes named in its row, but for the decoders, which take turns and
+//! show medians; inputs are made here, from a fixed seed.
 
 #![allow(clippy::print_stdout, clippy::unwrap_used, reason = "a benchmark prints and may stop")]
 
@@ -29,8 +31,19 @@ const PIECE: usize = 4 << 20;
 /// Rounds of each measurement; the best one is printed.
 const ROUNDS: usize = 5;
 
+/// Bytes that the decoders work on: more than a core's own caches, little enough for many rounds.
+const DECODER_BYTES: usize = 64 << 20;
+
+/// Rounds of the decoders, which take turns; the median is printed.
+const DECODER_ROUNDS: usize = 15;
+
 fn main() {
-    let weights = weights(BYTES / 4);
+    let only_decoders = std::env::args().any(|argument| argument == "decoders");
+    let weights = weights(if only_decoders { DECODER_BYTES / 2 } else { BYTES / 4 });
+    decoders(&weights);
+    if only_decoders {
+        return;
+    }
     let mut out = vec![0u8; BYTES];
 
     row("memory copy", BYTES, || out.copy_from_slice(&weights));
@@ -101,6 +114,64 @@ fn main() {
             Err(error) => println!("      -       {io:?}: {error}"),
         }
     }
+}
+
+/// libzstd and this library's decoder on the same frames, in turns: bfloat16 and float32, chunks of [`PIECE`] bytes in the
+/// profile that is saved by default, and as other programs write them.
+fn decoders(weights: &[u8]) {
+    let floats = &weights[..DECODER_BYTES];
+    // The upper halves: rounding would change no figure.
+    let halves: Vec<u8> = weights[..2 * DECODER_BYTES].chunks_exact(4).flat_map(|float| [float[2], float[3]]).collect();
+    println!("   libzstd      here  ratio   (GB/s of decoded bytes, one core, medians of {DECODER_ROUNDS})");
+    for (dtype, elements) in [("bfloat16", halves.as_slice()), ("float32", floats)] {
+        for (name, compression, checksum) in [
+            ("gpu profile, checksums", Compression::Gpu, true),
+            ("gpu profile", Compression::Gpu, false),
+            ("level 1", Compression::Zstd { level: 1 }, false),
+            ("level 3", Compression::Zstd { level: 3 }, false),
+        ] {
+            let mut encoder = Encoder::new(compression, checksum).unwrap();
+            let frame = |piece: &[u8]| {
+                let mut frame = Vec::new();
+                encoder.encode(piece, &mut frame).unwrap();
+                frame
+            };
+            let frames: Vec<Vec<u8>> = elements.chunks(PIECE).map(frame).collect();
+            let stored: usize = frames.iter().map(Vec::len).sum();
+            compare(
+                &format!("{dtype}, {name}, stored {:.3}", stored as f64 / elements.len() as f64),
+                &frames,
+                elements,
+            );
+        }
+    }
+}
+
+/// One row of [`decoders`].
+fn compare(name: &str, frames: &[Vec<u8>], elements: &[u8]) {
+    let mut out = vec![0; elements.len()];
+    let mut libzstd = zstd::bulk::Decompressor::new().unwrap();
+    let mut seconds = [Vec::new(), Vec::new()];
+    for _ in 0..DECODER_ROUNDS {
+        for (here, seconds) in seconds.iter_mut().enumerate() {
+            out.fill(0);
+            let start = Instant::now();
+            for (frame, piece) in frames.iter().zip(out.chunks_mut(PIECE)) {
+                if here == 1 {
+                    decode::decode_all(&[ByteCodec::Zstd], frame, piece, true).unwrap();
+                } else {
+                    libzstd.decompress_to_buffer(frame, piece).unwrap();
+                }
+            }
+            seconds.push(start.elapsed().as_secs_f64());
+            assert!(out == elements, "decoded to other bytes");
+        }
+    }
+    let [libzstd, here] = seconds.map(|mut seconds| {
+        seconds.sort_by(f64::total_cmp);
+        elements.len() as f64 / seconds[seconds.len() / 2] / 1e9
+    });
+    println!("{libzstd:>10.2}{here:>10.2}{:>7.2}   {name}", here / libzstd);
 }
 
 /// Reads the file into slots, as many at once as the reader likes.

@@ -12,7 +12,7 @@
 //!   staging  row 0        .  .  .  .                .  .  .  .     eight bytes a row: all stores of a row meet in one
 //!            row 1        .  .  .  .                .  .  .  .     cache line, where eight outputs 32 KiB apart would
 //!            ..                                                    meet in one set of the cache
-//!   output   [s0][s1][s2][s3][s4][s5][s6][s7]                      640 rows at a time, transposed
+//!   output   [s0][s1][s2][s3][s4][s5][s6][s7]                      2,560 rows at a time, transposed
 //! ```
 //!
 //! A refill gives a stream at least 56 bits, enough for five codes of at most 11; a bit below them marks the end, so that
@@ -45,8 +45,12 @@
 //! | `kernel` | the loop, and the way out of the staging (x86-64) |
 //! | `twin` | the same in safe code that does one stream after the other: what the tests compare the kernel with |
 //!
-//! The loop must be compiled without wide vectors, and its stores must be seen as possibly changing the table (hence the
-//! `Cell`s): otherwise LLVM gathers the eight symbols of a row in a vector register, which takes three times as long.
+//! The loop's stores must be seen as possibly changing the tables (hence the `Cell`s): otherwise LLVM gathers the symbols of a
+//! row in a vector register, which takes three times as long. `cargo bench --bench stages -- decoders` shows it at once.
+//!
+//! What limits: 8 streams of 7 cycles a symbol are 0.9 cycles, two shifts a symbol and three a refill on two ports 1.3; 1.5 are
+//! measured (Zen 4). Tried without gain: more symbols a refill where codes are short, tables of two symbols, prefetching,
+//! transposing by AVX2 or by way of a buffer; stores past the cache lose a quarter.
 //!
 //! Must not know: codec chains, who wants the bytes.
 

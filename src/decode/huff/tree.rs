@@ -133,7 +133,7 @@ struct State {
 /// length of the description.
 fn fse_states(bytes: &[u8], states: &mut [State; 1 << FSE_LOG_MAX]) -> Option<(u32, usize)> {
     let mut bits = ForwardBits { bytes, at: 0 };
-    let log = bits.take(4) as u32 + FSE_LOG_MIN;
+    let log = u32::try_from(bits.take(4)).ok()? + FSE_LOG_MIN;
     if log > FSE_LOG_MAX {
         return None;
     }

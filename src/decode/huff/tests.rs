@@ -332,7 +332,7 @@ fn checksums_are_those_of_libzstd() {
         assert_eq!(Checksum::new().finish(&bytes), Some(stored), "{len}");
         let mut followed = Checksum::new();
         let range = followed.next(len, 100);
-        assert!(range.len() <= 100 && range.len() % 32 == 0);
+        assert!(range.len() <= 100 && range.len().is_multiple_of(32));
         bytes[range].as_chunks().0.iter().for_each(|stripe| super::checksum::stripe(followed.lanes_mut(), stripe));
         assert_eq!(followed.finish(&bytes), Some(stored), "{len}");
     }

@@ -1,8 +1,10 @@
 //! Speed of the stages of a load, one core each but for the reads, beside what the machine allows: a memory copy.
 //!
 //!     cargo bench --bench stages
+//!     cargo bench --bench stages -- decoders      # only zstd: libzstd beside what loads decode with
 //!
-//! Every figure is the best of several rounds in GB/s of the bytes named in its row; inputs are made here, from a fixed seed.
+//! Every figure is the best of several rounds in GB/s of the bytes named in its row, but for the decoders, which take turns and
+//! show medians; inputs are made here, from a fixed seed.
 
 #![allow(clippy::print_stdout, clippy::unwrap_used, reason = "a benchmark prints and may stop")]
 
@@ -29,8 +31,19 @@ const PIECE: usize = 4 << 20;
 /// Rounds of each measurement; the best one is printed.
 const ROUNDS: usize = 5;
 
+/// Bytes that the decoders work on: more than a core's own caches, little enough for many rounds.
+const DECODER_BYTES: usize = 64 << 20;
+
+/// Rounds of the decoders, which take turns; the median is printed.
+const DECODER_ROUNDS: usize = 15;
+
 fn main() {
-    let weights = weights(BYTES / 4);
+    let only_decoders = std::env::args().any(|argument| argument == "decoders");
+    let weights = weights(if only_decoders { DECODER_BYTES / 2 } else { BYTES / 4 });
+    decoders(&weights);
+    if only_decoders {
+        return;
+    }
     let mut out = vec![0u8; BYTES];
 
     row("memory copy", BYTES, || out.copy_from_slice(&weights));
@@ -101,6 +114,78 @@ fn main() {
             Err(error) => println!("      -       {io:?}: {error}"),
         }
     }
+}
+
+/// libzstd and this library's decoder on the same frames, in turns: bfloat16 and float32, chunks of [`PIECE`] bytes in the
+/// profile that is saved by default, and as other programs write them.
+fn decoders(weights: &[u8]) {
+    let floats = &weights[..DECODER_BYTES];
+    // The upper halves: rounding would change no figure.
+    let halves: Vec<u8> = weights[..2 * DECODER_BYTES].chunks_exact(4).flat_map(|float| [float[2], float[3]]).collect();
+    println!("GB/s of decoded bytes, one core: medians of {DECODER_ROUNDS} rounds, and the best of each frame");
+    println!("  libzstd   here  ratio  libzstd   here  ratio");
+    for (dtype, elements) in [("bfloat16", halves.as_slice()), ("float32", floats)] {
+        for (name, compression, checksum) in [
+            ("gpu profile, checksums", Compression::Gpu, true),
+            ("gpu profile", Compression::Gpu, false),
+            ("level 1", Compression::Zstd { level: 1 }, false),
+            ("level 3", Compression::Zstd { level: 3 }, false),
+        ] {
+            let mut encoder = Encoder::new(compression, checksum).unwrap();
+            let frame = |piece: &[u8]| {
+                let mut frame = Vec::new();
+                encoder.encode(piece, &mut frame).unwrap();
+                frame
+            };
+            let frames: Vec<Vec<u8>> = elements.chunks(PIECE).map(frame).collect();
+            let stored: usize = frames.iter().map(Vec::len).sum();
+            compare(
+                &format!("{dtype}, {name}, stored {:.3}", stored as f64 / elements.len() as f64),
+                &frames,
+                elements,
+            );
+        }
+    }
+}
+
+/// One row of [`decoders`].
+fn compare(name: &str, frames: &[Vec<u8>], elements: &[u8]) {
+    let mut out = vec![0; elements.len()];
+    let mut libzstd = zstd::bulk::Decompressor::new().unwrap();
+    // Of each round the sum, and of each frame the best: the latter is what a core to itself would do.
+    let (mut rounds, mut best) = (Vec::new(), vec![[f64::INFINITY; 2]; frames.len()]);
+    for round in 0..DECODER_ROUNDS {
+        let mut sum = [0.0; 2];
+        out.fill(0);
+        for ((frame, piece), best) in frames.iter().zip(out.chunks_mut(PIECE)).zip(&mut best) {
+            // Turns of a few milliseconds: what else the machine does meets both.
+            for turn in 0..2 {
+                let who = (round + turn) % 2;
+                let start = Instant::now();
+                if who == 0 {
+                    libzstd.decompress_to_buffer(frame, piece).unwrap();
+                } else {
+                    decode::decode_all(&[ByteCodec::Zstd], frame, piece, true).unwrap();
+                }
+                let seconds = start.elapsed().as_secs_f64();
+                sum[who] += seconds;
+                best[who] = best[who].min(seconds);
+            }
+        }
+        assert!(out == elements, "decoded to other bytes");
+        rounds.push(sum);
+    }
+    let median = |value: fn(&[f64; 2]) -> f64| {
+        let mut values: Vec<f64> = rounds.iter().map(value).collect();
+        values.sort_by(f64::total_cmp);
+        values[values.len() / 2]
+    };
+    let speed = |seconds: f64| elements.len() as f64 / seconds / 1e9;
+    let [libzstd, here] = [median(|sum| sum[0]), median(|sum| sum[1])].map(speed);
+    let ratio = median(|[libzstd, here]| libzstd / here);
+    let [best_libzstd, best_here] = [0, 1].map(|who| speed(best.iter().map(|best| best[who]).sum()));
+    let best_ratio = best_here / best_libzstd;
+    println!("{libzstd:>9.2}{here:>7.2}{ratio:>7.2}{best_libzstd:>9.2}{best_here:>7.2}{best_ratio:>7.2}  {name}");
 }
 
 /// Reads the file into slots, as many at once as the reader likes.

@@ -105,6 +105,10 @@ pub const ZSTD_LEVEL_MAX: i32 = 22;
 /// Largest window of a zstd frame, as a power of two: 128 MiB, where the reference decoder stops by default.
 pub const ZSTD_WINDOW_LOG_MAX: u32 = 27;
 
+/// Fewest bytes that the Huffman-coded blocks of a zstd frame decode to, on average, for it to be decoded without libzstd: below
+/// it tables and the ends of streams cost what the streams save.
+pub const HUFFMAN_BLOCK_BYTES_MIN: usize = 16 << 10;
+
 /// Largest zstd window that a load under any budget decodes with: what levels up to 19 ask for.
 pub const ZSTD_WINDOW_BYTES_MIN: u64 = 8 << 20;
 

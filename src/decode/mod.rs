@@ -22,6 +22,8 @@ mod bz2;
 mod crc32c;
 #[cfg(feature = "gzip")]
 mod gzip;
+#[cfg(any(test, target_arch = "x86_64"))]
+mod huff;
 mod packed;
 mod pipe;
 mod raw;
@@ -243,7 +245,8 @@ pub fn cost(chain: &[ByteCodec], encoded_len: u64, decoded_len: u64, window_max:
 /// Decodes a whole value into the whole of `out`.
 ///
 /// The fast path: trailing checksums are checked in place and a single zstd frame or blosc container is decoded straight
-/// into `out` with a context that the thread keeps (about 160 KiB). Other chains run through a [`decoder`].
+/// into `out` with a context that the thread keeps (about 160 KiB); a frame of large blocks without sequences is decoded
+/// faster than libzstd does it, with 30 KiB of stack. Other chains run through a [`decoder`].
 ///
 /// # Errors
 /// [`DecodeError`]; `out` then holds unspecified bytes.

@@ -7,6 +7,8 @@ use std::cell::RefCell;
 
 use zstd::zstd_safe::{self, DCtx, DParameter, InBuffer, OutBuffer};
 
+#[cfg(any(test, target_arch = "x86_64"))]
+use super::huff;
 use super::{DecodeError, DecodedLen, Decoder, Step, ZSTD_WINDOW_MAX};
 use crate::limits::ZSTD_WINDOW_LOG_MAX;
 
@@ -103,14 +105,22 @@ impl Decoder for Zstd {
     }
 }
 
-/// Decodes one frame straight into the whole of `out`, with a context that the thread keeps.
+/// Decodes one frame straight into the whole of `out`: here, if it is of the kind that is decoded faster so, or else by
+/// libzstd, whose errors count.
 pub(super) fn decode_into(encoded: &[u8], out: &mut [u8]) -> Result<(), DecodeError> {
-    let header = Header::parse(encoded)?.ok_or(DecodeError::Truncated { codec: CODEC })?;
+    let (header, frame) = Header::of_whole(encoded, out.len() as u64)?;
+    #[cfg(target_arch = "x86_64")]
+    if huff::decode(header.literals(frame), out).is_some() {
+        return Ok(());
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = header;
+    decompress(frame, out)
+}
+
+/// Decodes one frame straight into the whole of `out`, with a context that the thread keeps.
+pub(super) fn decompress(frame: &[u8], out: &mut [u8]) -> Result<(), DecodeError> {
     let expected = out.len() as u64;
-    header.check(DecodedLen::Exactly(expected))?;
-    let frame_len =
-        zstd_safe::find_frame_compressed_size(encoded).map_err(|_| DecodeError::Truncated { codec: CODEC })?;
-    let frame = encoded.get(..frame_len).ok_or(DecodeError::Truncated { codec: CODEC })?;
     let written = with_context(|context| context.decompress(out, frame))?.map_err(|code| match code {
         DESTINATION_TOO_SMALL => DecodeError::Long { expected, found: expected.saturating_add(1) },
         _ => corrupt(code),
@@ -152,14 +162,28 @@ fn with_context<T>(run: impl FnOnce(&mut DCtx<'static>) -> T) -> Result<T, Decod
 /// | 0-4 | dictionary id |
 /// | 0-8 | content size |
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Header {
+pub(super) struct Header {
     content_size: Option<u64>,
     window_size: u64,
     has_window_descriptor: bool,
+    has_checksum: bool,
     dictionary_id: u32,
+    /// Bytes of the header itself.
+    len: usize,
 }
 
 impl Header {
+    /// The header of the frame at the front of what is encoded, and that frame, which must decode to so many bytes as far as
+    /// headers tell.
+    pub(super) fn of_whole(encoded: &[u8], decoded_len: u64) -> Result<(Self, &[u8]), DecodeError> {
+        let header = Self::parse(encoded)?.ok_or(DecodeError::Truncated { codec: CODEC })?;
+        header.check(DecodedLen::Exactly(decoded_len))?;
+        let len =
+            zstd_safe::find_frame_compressed_size(encoded).map_err(|_| DecodeError::Truncated { codec: CODEC })?;
+        let frame = encoded.get(..len).ok_or(DecodeError::Truncated { codec: CODEC })?;
+        Ok((header, frame))
+    }
+
     /// Reads a header from the front of a frame, or says `None` when there are too few bytes.
     fn parse(bytes: &[u8]) -> Result<Option<Self>, DecodeError> {
         let Some((magic, rest)) = bytes.split_first_chunk::<4>() else {
@@ -213,7 +237,21 @@ impl Header {
             }
         };
         let dictionary_id = u32::try_from(little_endian(dictionary)).unwrap_or_default();
-        Ok(Some(Self { content_size, window_size, has_window_descriptor: window.is_some(), dictionary_id }))
+        Ok(Some(Self {
+            content_size,
+            window_size,
+            has_window_descriptor: window.is_some(),
+            has_checksum: descriptor & 0b100 != 0,
+            dictionary_id,
+            len: bytes.len() - rest.len() + content_bytes,
+        }))
+    }
+
+    /// The frame with this header as [`huff`] takes it.
+    #[cfg(any(test, target_arch = "x86_64"))]
+    pub(super) fn literals<'a>(&self, frame: &'a [u8]) -> huff::Frame<'a> {
+        let block_max = usize::try_from(self.window_size.min(BLOCK_BYTES_MAX)).unwrap_or_default();
+        huff::Frame { bytes: frame, header_len: self.len, block_max, has_checksum: self.has_checksum }
     }
 
     fn check(&self, decoded_len: DecodedLen) -> Result<(), DecodeError> {

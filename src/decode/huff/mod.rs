@@ -48,7 +48,7 @@
 //! The loop's stores must be seen as possibly changing the tables (hence the `Cell`s): otherwise LLVM gathers the symbols of a
 //! row in a vector register, which takes three times as long. `cargo bench --bench stages -- decoders` shows it at once.
 //!
-//! What limits: 8 streams of 7 cycles a symbol are 0.9 cycles, two shifts a symbol and three a refill on two ports 1.3; 1.5 are
+//! What limits: 8 streams of 7 cycles a symbol are 0.9 cycles, two shifts a symbol and two a refill on two ports 1.2; 1.5 are
 //! measured (Zen 4). Tried without gain: more symbols a refill where codes are short, tables of two symbols, prefetching,
 //! transposing by AVX2 or by way of a buffer; 16-byte stores past the cache lose a sixth.
 //!

@@ -41,7 +41,7 @@
 //!
 //! [`open`] finds out what a path holds. A [`Target`] says what is wanted of it, as rules over key paths. A [`Plan`] says
 //! what that costs. An [`Engine`] does it; its [`Job`] is an iterator over finished arrays, a future, and a
-//! handle to cancel. [`load`] and [`load_async`] make an engine for one load. [`save`] is the other direction, and a
+//! handle to cancel. [`load`] and [`load_async`] make an engine for one load. [`save()`] is the other direction, and a
 //! [`training::Checkpointer`] keeps a series of steps.
 //!
 //! # Words

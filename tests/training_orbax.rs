@@ -222,13 +222,12 @@ fn at(seconds: i64) -> SystemTime {
 
 /// A policy for Orbax's and for this library's words.
 fn random_preservation(random: &mut Random, depth: u64) -> (Json, PreservationPolicy) {
+    // Not 0, which Orbax takes for no limit.
     let max = |random: &mut Random| (!random.one_in(2)).then(|| 1 + random.below(4) as usize);
     match random.below(if depth == 0 { 8 } else { 10 }) {
         0 => (json!({"kind": "all"}), PreservationPolicy::All),
         1 => {
             let count = random.below(6) as usize;
-            // Orbax takes the last 0 of a list for all of it.
-            let count = count.max(1);
             (json!({"kind": "latest", "count": count}), PreservationPolicy::latest(count))
         }
         2 => {

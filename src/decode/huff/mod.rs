@@ -26,7 +26,7 @@
 //! # Why hostile bytes do no harm
 //!
 //! All of it but one load is checked by the language. That load, in `kernel`, reads eight bytes of the frame without a check,
-//! because checks there cost a third of the speed. It stays inside the frame, whatever positions and tables say, since
+//! because checks there cost a sixth to a third of the speed. It stays inside the frame, whatever positions and tables say, since
 //!
 //! 1. each stream's position is compared with the frame's ends when the kernel is called;
 //! 2. one iteration moves it towards the front by at most eight bytes: the number of trailing zeros of 64 bits, in bytes;
@@ -48,9 +48,9 @@
 //! The loop's stores must be seen as possibly changing the tables (hence the `Cell`s): otherwise LLVM gathers the symbols of a
 //! row in a vector register, which takes three times as long. `cargo bench --bench stages -- decoders` shows it at once.
 //!
-//! What limits: 8 streams of 7 cycles a symbol are 0.9 cycles, two shifts a symbol and three a refill on two ports 1.3; 1.5 are
+//! What limits: 8 streams of 7 cycles a symbol are 0.9 cycles, two shifts a symbol and two a refill on two ports 1.2; 1.5 are
 //! measured (Zen 4). Tried without gain: more symbols a refill where codes are short, tables of two symbols, prefetching,
-//! transposing by AVX2 or by way of a buffer; stores past the cache lose a quarter.
+//! transposing by AVX2 or by way of a buffer; 16-byte stores past the cache lose a sixth.
 //!
 //! Must not know: codec chains, who wants the bytes.
 

@@ -75,7 +75,7 @@ impl Checkpointer {
 
     /// Starts saving a tree as the item `state` of a step. The tree is checked in this call, and shared: the caller may change or
     /// drop what it has at once. `None` if it was skipped, by the save policy, because a later step exists, or because another
-    /// save is going on and [`when_busy`](CheckpointerOptions::when_busy) says so.
+    /// save is going on and [`when_busy`](super::CheckpointerOptions::when_busy) says so.
     ///
     /// # Errors
     /// As [`save`](Self::save), but for what comes later: the handle tells that.

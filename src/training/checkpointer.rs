@@ -1,28 +1,26 @@
-//! The object that a training loop holds.
+//! The object that a training loop holds: opening, the series, reading. Saving is in `saving.rs`.
 
 use std::collections::BTreeMap;
 use std::path::Path;
-use std::sync::{Arc, Mutex, PoisonError};
-use std::time::SystemTime;
+use std::sync::{Arc, Mutex};
 
 use serde_json::Value;
 
 use super::choose::{OpenStep, best, latest, with_step};
-use super::handle::{Slot, StepLoad, StepSave};
+use super::handle::StepLoad;
 use super::history::Metric;
 use super::lock::WriterLock;
 use super::names::prefix;
-use super::options::{CheckpointerOptions, StepOptions, WhenBusy};
+use super::options::CheckpointerOptions;
 use super::preservation::PreservationPolicy;
 use super::root::{
     SeriesStep, final_name, is_temporary, orbax_temporaries, recover, root_metadata, scan, write_root_metadata,
 };
-use super::save_policy::SaveContext;
-use super::shared::{InFlight, Shared, starting};
-use super::worker::{Finish, Task, Worker};
+use super::shared::Shared;
+use super::worker::{Task, Worker};
 use crate::error::{Error, ErrorKind, Result};
 use crate::layout::StepChoice;
-use crate::tree::save::{SaveOptions, SaveReport, Tree, TreeItem, delete_item};
+use crate::tree::save::delete_item;
 use crate::tree::{Checkpoint, LoadedItem, Metadata, State, Target, load_items};
 
 /// A series of steps in a root directory: saves them as policies say, removes those that need not be preserved, and finds the
@@ -66,11 +64,11 @@ use crate::tree::{Checkpoint, LoadedItem, Metadata, State, Target, load_items};
 #[derive(Debug)]
 pub struct Checkpointer {
     // In this order: the thread ends, then the lock.
-    worker: Option<Worker>,
+    pub(super) worker: Option<Worker>,
     _lock: Option<WriterLock>,
     /// Saves are started one at a time.
-    turn: Mutex<()>,
-    shared: Arc<Shared>,
+    pub(super) turn: Mutex<()>,
+    pub(super) shared: Arc<Shared>,
 }
 
 /// A step and the tree that its default item holds.
@@ -80,13 +78,6 @@ pub struct StepMetadata {
     pub step: SeriesStep,
     /// The tree: leaves, shapes, types, saved shardings.
     pub tree: Metadata,
-}
-
-/// What comes of asking for a save.
-struct Submitted {
-    save: Option<StepSave>,
-    /// What failed before and nobody was told.
-    earlier: Option<Error>,
 }
 
 impl Checkpointer {
@@ -141,216 +132,6 @@ impl Checkpointer {
     /// Its options.
     pub fn options(&self) -> &CheckpointerOptions {
         &self.shared.options
-    }
-
-    // ---------------------------------------------------------------- saving
-
-    /// Whether a save of this step would be started now, by the save policy.
-    pub fn should_save(&self, step: u64) -> bool {
-        self.why_not(step).is_none()
-    }
-
-    /// Why a save of this step would be skipped; `None` if it would be started.
-    pub fn why_not(&self, step: u64) -> Option<String> {
-        if self.worker.is_none() {
-            return Some("the series was opened read-only".to_owned());
-        }
-        let (history, saving) = {
-            let state = self.shared.lock();
-            (state.history(), state.in_flight.is_some())
-        };
-        if let Some(last) = history.last().filter(|last| last.step >= step) {
-            return Some(format!("it does not come after the latest step, {}", last.step));
-        }
-        let context = SaveContext { step, now: SystemTime::now(), saving };
-        let policy = &self.shared.options.save_policy;
-        (!policy.saves(&history, &context)).then(|| format!("the save policy {policy:?} does not save it"))
-    }
-
-    /// Saves a tree as the item `state` of a step, and blocks until the step is in place. `None` if it was skipped, by the save
-    /// policy or because a later step exists; [`why_not`](Self::why_not) has the reason. Steps that are no longer preserved are
-    /// removed after that, in the background.
-    ///
-    /// # Errors
-    /// The step exists and is not to be overwritten; leaves that cannot be saved; whatever the file system refuses. Also what
-    /// failed in the background before and was not told yet: this step is saved all the same.
-    pub fn save(&self, step: u64, tree: &Tree, options: &StepOptions) -> Result<Option<SaveReport>> {
-        self.save_items(step, &[(STATE_ITEM.to_owned(), TreeItem::Tree(tree.clone()))], options)
-    }
-
-    /// The same with several items.
-    ///
-    /// # Errors
-    /// As [`save`](Self::save), and names that cannot be items'.
-    pub fn save_items(
-        &self,
-        step: u64,
-        items: &[(String, TreeItem)],
-        options: &StepOptions,
-    ) -> Result<Option<SaveReport>> {
-        let Submitted { save, earlier } = self.submit(step, items, options)?;
-        let result = save.map(StepSave::wait).transpose();
-        match (result, earlier) {
-            (result, None) => result,
-            (Ok(_), Some(earlier)) => Err(earlier.hint(format!("step {step} is saved all the same"))),
-            (Err(error), Some(earlier)) => Err(merged(earlier, error)),
-        }
-    }
-
-    /// Starts saving a tree as the item `state` of a step. The tree is checked in this call, and shared: the caller may change or
-    /// drop what it has at once. `None` if it was skipped, by the save policy, because a later step exists, or because another
-    /// save is going on and [`when_busy`](CheckpointerOptions::when_busy) says so.
-    ///
-    /// # Errors
-    /// As [`save`](Self::save), but for what comes later: the handle tells that.
-    pub fn save_async(&self, step: u64, tree: &Tree, options: &StepOptions) -> Result<Option<StepSave>> {
-        self.save_items_async(step, &[(STATE_ITEM.to_owned(), TreeItem::Tree(tree.clone()))], options)
-    }
-
-    /// The same with several items.
-    ///
-    /// # Errors
-    /// As [`save_async`](Self::save_async), and names that cannot be items'.
-    pub fn save_items_async(
-        &self,
-        step: u64,
-        items: &[(String, TreeItem)],
-        options: &StepOptions,
-    ) -> Result<Option<StepSave>> {
-        let Submitted { save, earlier } = self.submit(step, items, options)?;
-        match earlier {
-            None => Ok(save),
-            Some(earlier) => {
-                Err(earlier.hint(format!("the save of step {step} was started all the same; `wait` tells how it ends")))
-            }
-        }
-    }
-
-    fn submit(&self, step: u64, items: &[(String, TreeItem)], options: &StepOptions) -> Result<Submitted> {
-        let worker = self.writer()?;
-        let shared = &self.shared;
-        let _turn = self.turn.lock().unwrap_or_else(PoisonError::into_inner);
-        let existing = self.existing(step, options.overwrite)?;
-        // What is to be overwritten is there because a policy once saved it.
-        let asked = options.force || existing.is_some();
-        if let Some(why) = self.why_not(step).filter(|_| !asked) {
-            tracing::debug!(step, %why, "a step is not saved");
-            return Ok(Submitted { save: None, earlier: None });
-        }
-        // What may be the last save is not skipped.
-        let must = options.force || shared.options.save_policy.signalled();
-        let mut state = shared.lock();
-        while let Some(save) = &state.in_flight {
-            match shared.options.when_busy {
-                WhenBusy::Skip if !must => {
-                    tracing::debug!(step, "a step is not saved: another save is going on");
-                    return Ok(Submitted { save: None, earlier: None });
-                }
-                WhenBusy::Error if !must => {
-                    return Err(Error::new(ErrorKind::Busy, "another step is being saved")
-                        .at("step", step)
-                        .found(format_args!("a save of step {}", save.info.step)));
-                }
-                _ => state = shared.wait(state),
-            }
-        }
-        let name = existing.clone().unwrap_or_else(|| shared.options.names.name(step));
-        if state.is_read(&name) {
-            return Err(
-                Error::new(ErrorKind::Busy, "the step that is to be overwritten is being read").at("step", step)
-            );
-        }
-        drop(state);
-        let earlier = shared.failure();
-        match self.start(worker, (step, name, existing), items, options) {
-            Ok(save) => Ok(Submitted { save: Some(save), earlier }),
-            Err(error) => {
-                let error = error.at("step", step);
-                Err(match earlier {
-                    Some(earlier) => merged(earlier, error),
-                    None => error,
-                })
-            }
-        }
-    }
-
-    fn start(
-        &self,
-        worker: &Worker,
-        (step, name, replaces): (u64, String, Option<String>),
-        items: &[(String, TreeItem)],
-        options: &StepOptions,
-    ) -> Result<StepSave> {
-        let shared = &self.shared;
-        let save = SaveOptions {
-            custom_metadata: options.custom_metadata.clone().or_else(|| shared.options.save.custom_metadata.clone()),
-            metrics: options.metrics.clone(),
-            overwrite: options.overwrite,
-            ..shared.options.save.clone()
-        };
-        let job = shared.save_engine()?.save_items(shared.root.join(&name), items, &save)?;
-        let slot = Arc::new(Slot::default());
-        let info = starting(step, options.metrics.as_ref());
-        shared.lock().in_flight = Some(InFlight { info, job: job.share(), replaces });
-        let handle = StepSave { step, job: job.share(), slot: Arc::clone(&slot) };
-        worker.send(shared, Task::Finish(Finish { step, name, job, slot })).inspect_err(|_| {
-            shared.lock().in_flight = None;
-        })?;
-        Ok(handle)
-    }
-
-    /// The name of the directory that a step has already, which is an error unless it may be overwritten.
-    fn existing(&self, step: u64, overwrite: bool) -> Result<Option<String>> {
-        let state = self.shared.lock();
-        let exists = |what: &str| Error::new(ErrorKind::Exists, what).at("step", step);
-        if state.in_flight.as_ref().is_some_and(|save| save.info.step == step) && !overwrite {
-            return Err(exists("the step is being saved already"));
-        }
-        let have = state.steps.iter().rev().find(|have| have.step == step && !is_temporary(&have.name));
-        match (have, overwrite) {
-            (None, _) => Ok(None),
-            (Some(have), true) => Ok(Some(have.name.clone())),
-            (Some(have), false) => {
-                let error = exists("the step exists").at("root", self.shared.root.display());
-                Err(match have.reason() {
-                    Some(reason) => error.found(format_args!("one that is not whole: {reason}")).hint("overwrite it"),
-                    None => error.hint("overwrite it, or resume after the latest step"),
-                })
-            }
-        }
-    }
-
-    /// Whether a save is going on.
-    pub fn is_saving(&self) -> bool {
-        self.shared.lock().in_flight.is_some()
-    }
-
-    /// Asks the save that is going on to stop; what it wrote is removed. Returns whether there was one.
-    pub fn cancel(&self) -> bool {
-        let state = self.shared.lock();
-        state.in_flight.iter().for_each(|save| save.job.cancel());
-        state.in_flight.is_some()
-    }
-
-    /// Blocks until nothing is going on in the background: saves, removals, tidying up.
-    ///
-    /// # Errors
-    /// What failed in the background and was not told yet.
-    pub fn wait(&self) -> Result<()> {
-        let mut state = self.shared.lock();
-        while state.tasks > 0 {
-            state = self.shared.wait(state);
-        }
-        drop(state);
-        self.shared.failure().map_or(Ok(()), Err)
-    }
-
-    /// Waits, and ends the object: its threads and its lock.
-    ///
-    /// # Errors
-    /// As [`wait`](Self::wait).
-    pub fn close(self) -> Result<()> {
-        self.wait()
     }
 
     // ---------------------------------------------------------------- the series
@@ -434,7 +215,7 @@ impl Checkpointer {
         Ok(found)
     }
 
-    fn writer(&self) -> Result<&Worker> {
+    pub(super) fn writer(&self) -> Result<&Worker> {
         self.worker
             .as_ref()
             .ok_or_else(|| Error::invalid("the series was opened read-only").at("root", self.shared.root.display()))
@@ -559,11 +340,6 @@ fn make_root(shared: &Shared) -> Result<()> {
     })
 }
 
-/// Two failures as one; the first says what to do.
-fn merged(earlier: Error, error: Error) -> Error {
-    Error::merged([earlier, error]).unwrap_or_else(|| Error::bug("two errors are none"))
-}
-
 /// A root that only has steps of other names is more likely a mistake than a new series: the loop would start anew.
 fn refuse_other_names(shared: &Shared) -> Result<()> {
     if !shared.lock().steps.is_empty() {
@@ -581,6 +357,3 @@ fn refuse_other_names(shared: &Shared) -> Result<()> {
         .found(format_args!("`{}`", other.name))
         .hint(hint))
 }
-
-/// The item that Orbax's `save` writes and its `load` looks for first.
-const STATE_ITEM: &str = "state";

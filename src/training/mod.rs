@@ -30,6 +30,7 @@ mod preservation;
 mod remove;
 mod root;
 mod save_policy;
+mod saving;
 mod shared;
 #[cfg(feature = "cli")]
 mod signal;

@@ -199,6 +199,28 @@ pub const SVG_DEVICES_MAX: usize = 1024;
 /// Holders shown in one part.
 pub const SVG_STRIPES_MAX: usize = 16;
 
+/// Default bound of the memory of each device that slabs are staged in, in bytes; with the default of host staging it is a slot
+/// for each worker.
+pub const DEVICE_STAGING_BYTES_DEFAULT: u64 = 128 << 20;
+
+/// Most boxes of one launch: bounds the tables that every worker keeps for each device to a few hundred KiB.
+pub const LAUNCH_BOXES_MAX: usize = 1024;
+
+/// Locked memory in which a worker packs boxes for a device, in bytes: a few copies that are worth a copy each.
+pub const PACK_BYTES: usize = 256 << 10;
+
+/// Copies below this size cost their call, not their bytes: several of them are staged together and placed by one launch.
+pub const GATHER_COPY_BYTES: u64 = 64 << 10;
+
+/// Fewer small copies than this stay copies.
+pub const GATHER_COPIES_MIN: usize = 4;
+
+/// Size of the pieces in which memory of a device is taken for small shards, in bytes.
+pub const DEVICE_SLAB_BYTES: u64 = 64 << 20;
+
+/// Larger shards get memory of their own, in bytes: it is given back when they are dropped.
+pub const DEVICE_SLAB_SHARD_BYTES_MAX: u64 = 16 << 20;
+
 /// Tasks queued for each worker before the driver waits: enough that none runs dry.
 pub const TASKS_PER_WORKER: usize = 8;
 

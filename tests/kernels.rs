@@ -13,10 +13,9 @@
 
 mod support;
 
-use std::ffi::OsString;
 use std::fs;
 use std::mem::offset_of;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::Command;
 use std::ptr;
 use std::sync::OnceLock;
@@ -24,7 +23,7 @@ use std::sync::OnceLock;
 use libloading::{Library, Symbol};
 use proptest::prelude::*;
 use rustix::mm::{MapFlags, MprotectFlags, ProtFlags, mmap_anonymous, mprotect, munmap};
-use support::{SKIP_KERNELS_VARIABLE, compiler_python, is_set, repository, scratch, skipped};
+use support::{SKIP_KERNELS_VARIABLE, compiler_python, is_set, kernels_of_the_host, repository, scratch, skipped};
 use touchdown::limits::KERNEL_RANK_MAX;
 use touchdown::transform::cpu::{SharedBytes, castable, execute};
 use touchdown::transform::cuda::{Descriptor, Flags, Kernel, Launch, PTX, Placement, THREADS, Tally, lower};
@@ -41,33 +40,12 @@ fn kernels(test: &str) -> Option<&'static Library> {
         return None;
     }
     Some(LIBRARY.get_or_init(|| {
-        let built = compiled().unwrap_or_else(|reason| {
+        let built = kernels_of_the_host().unwrap_or_else(|reason| {
             panic!("{test}: {reason}; {SKIP_KERNELS_VARIABLE}=1 skips the tests that need a compiler")
         });
         // SAFETY: the library is ours and has no initialisers.
         unsafe { Library::new(&built) }.unwrap_or_else(|e| panic!("{}: {e}", built.display()))
     }))
-}
-
-fn compiled() -> Result<PathBuf, String> {
-    let library = scratch("kernels").join("kernels.so");
-    let named = std::env::var_os("CXX").into_iter();
-    let compilers: Vec<OsString> = named.chain(["c++", "g++", "clang++"].map(OsString::from)).collect();
-    for compiler in &compilers {
-        let run = Command::new(compiler)
-            // Elements of many types are read from one buffer, which strict aliasing forbids and devices do not know.
-            .args(["-std=c++14", "-O2", "-Wall", "-Wextra", "-Werror", "-fno-strict-aliasing", "-fPIC", "-shared"])
-            .arg("-I")
-            .arg(repository().join("kernels"))
-            .arg(repository().join("tests/kernels/shim.cpp"))
-            .arg("-o")
-            .arg(&library)
-            .output();
-        let Ok(output) = run else { continue };
-        assert!(output.status.success(), "{compiler:?}:\n{}", String::from_utf8_lossy(&output.stderr));
-        return Ok(library);
-    }
-    Err(format!("none of the C++ compilers {compilers:?} was found"))
 }
 
 fn symbol<T>(library: &'static Library, name: &str) -> Symbol<'static, T> {

@@ -31,7 +31,7 @@ pub(crate) use fs::io_error;
 pub use fs::{OpenFile, Root};
 pub use pread::PreadReader;
 pub use reader::{Completion, ReadAt, Reader, ReaderWaker, Ticket};
-pub use ring::{Ring, Slot};
+pub use ring::{Pin, Pinner, Ring, Slot};
 pub use serve::serve;
 pub(crate) use serve::{read_error, short_file};
 pub use store::{LocalStore, StagedDir, Store, StoreFile};

@@ -1,10 +1,27 @@
 //! Staging slots: the buffers through which stored bytes pass.
 
+use std::any::Any;
 use std::sync::{Arc, PoisonError};
 
 use super::buffer::Buffer;
 use super::sync::Mutex;
 use crate::error::Result;
+
+/// Locks memory, so that devices copy from it without a detour.
+pub trait Pinner: std::fmt::Debug + Send + Sync {
+    /// Locks a buffer's memory until the returned value is dropped.
+    ///
+    /// # Errors
+    /// Memory that cannot be locked.
+    ///
+    /// # Safety
+    /// 1. The buffer outlives the returned value.
+    #[allow(unsafe_code)]
+    unsafe fn pin(&self, buffer: &Buffer) -> Result<Pin>;
+}
+
+/// Keeps memory locked.
+pub type Pin = Box<dyn Any + Send + Sync>;
 
 /// A pool of equal buffers, made when first needed and reused by every load of an engine.
 ///
@@ -14,20 +31,36 @@ use crate::error::Result;
 #[derive(Debug)]
 pub struct Ring {
     slot_bytes: usize,
-    free: Mutex<Vec<Buffer>>,
+    state: Mutex<State>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    free: Vec<Memory>,
+    /// How many slots there are, out or not.
+    made: usize,
+    /// Who locks slots, once a device is there to copy from them.
+    pinner: Option<Arc<dyn Pinner>>,
+}
+
+/// The memory of a slot. The lock is dropped first.
+#[derive(Debug)]
+struct Memory {
+    pin: Option<Pin>,
+    buffer: Buffer,
 }
 
 /// One staging buffer; goes back to its ring when it is dropped.
 #[derive(Debug)]
 pub struct Slot {
-    buffer: Option<Buffer>,
+    memory: Option<Memory>,
     ring: Arc<Ring>,
 }
 
 impl Ring {
     /// A ring of slots of so many bytes.
     pub fn new(slot_bytes: usize) -> Arc<Self> {
-        Arc::new(Self { slot_bytes, free: Mutex::new(Vec::new()) })
+        Arc::new(Self { slot_bytes, state: Mutex::new(State::default()) })
     }
 
     /// Size of a slot.
@@ -35,23 +68,59 @@ impl Ring {
         self.slot_bytes
     }
 
+    /// From now on slots are locked, and so many exist.
+    ///
+    /// # Errors
+    /// No memory, or memory that cannot be locked.
+    pub fn pin(self: &Arc<Self>, pinner: Arc<dyn Pinner>, count: usize) -> Result<()> {
+        let missing = {
+            let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+            state.pinner.get_or_insert(pinner);
+            count.saturating_sub(state.made - state.free.len())
+        };
+        // Slots that are out are locked when they are taken the next time.
+        (0..missing).map(|_| self.slot()).collect::<Result<Vec<_>>>().map(drop)
+    }
+
     /// A free slot, or a new one. How many may be out is the [`Budget`](super::Budget)'s business.
     ///
     /// # Errors
-    /// The system has no memory.
+    /// The system has no memory, or memory that is to be locked cannot be.
     pub fn slot(self: &Arc<Self>) -> Result<Slot> {
-        let free = self.free.lock().unwrap_or_else(PoisonError::into_inner).pop();
-        let buffer = match free {
-            Some(buffer) => buffer,
-            None => Buffer::zeroed(self.slot_bytes)?,
+        let (free, pinner) = {
+            let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+            (state.free.pop(), state.pinner.clone())
         };
-        Ok(Slot { buffer: Some(buffer), ring: Arc::clone(self) })
+        let memory = match free {
+            Some(memory) => memory,
+            None => {
+                let buffer = Buffer::zeroed(self.slot_bytes)?;
+                self.state.lock().unwrap_or_else(PoisonError::into_inner).made += 1;
+                Memory { pin: None, buffer }
+            }
+        };
+        let mut slot = Slot { memory: Some(memory), ring: Arc::clone(self) };
+        if let (Some(pinner), Some(memory @ Memory { pin: None, .. })) = (pinner, &mut slot.memory) {
+            #[allow(unsafe_code)]
+            // SAFETY: the lock lies beside its buffer and is dropped first.
+            let pin = unsafe { pinner.pin(&memory.buffer) }?;
+            memory.pin = Some(pin);
+        }
+        Ok(slot)
+    }
+
+    /// Gives up the memory of the slots that are not out, and locks no more.
+    pub fn clear(&self) {
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        state.made -= state.free.len();
+        state.pinner = None;
+        state.free = Vec::new();
     }
 
     /// How many slots have been made and are not out.
     #[cfg(all(test, loom))]
     pub(super) fn free_count(&self) -> usize {
-        self.free.lock().unwrap_or_else(PoisonError::into_inner).len()
+        self.state.lock().unwrap_or_else(PoisonError::into_inner).free.len()
     }
 }
 
@@ -60,7 +129,7 @@ impl Slot {
     /// What is left is an empty slot.
     #[cfg(feature = "uring")]
     pub(super) fn abandon(&mut self) {
-        std::mem::forget(self.buffer.take());
+        std::mem::forget(self.memory.take());
     }
 }
 
@@ -68,20 +137,20 @@ impl std::ops::Deref for Slot {
     type Target = [u8];
 
     fn deref(&self) -> &[u8] {
-        self.buffer.as_deref().unwrap_or_default()
+        self.memory.as_ref().map_or(&[], |memory| &memory.buffer)
     }
 }
 
 impl std::ops::DerefMut for Slot {
     fn deref_mut(&mut self) -> &mut [u8] {
-        self.buffer.as_deref_mut().unwrap_or_default()
+        self.memory.as_mut().map_or(&mut [], |memory| &mut memory.buffer)
     }
 }
 
 impl Drop for Slot {
     fn drop(&mut self) {
-        if let Some(buffer) = self.buffer.take() {
-            self.ring.free.lock().unwrap_or_else(PoisonError::into_inner).push(buffer);
+        if let Some(memory) = self.memory.take() {
+            self.ring.state.lock().unwrap_or_else(PoisonError::into_inner).free.push(memory);
         }
     }
 }

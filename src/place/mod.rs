@@ -1,15 +1,35 @@
 //! Where results live: memory that is prepared before a load and owned by the caller after it.
 //!
-//! A [`Destination`] is asked once for the memory of all local shards. [`HostDestination`] allocates it; a caller's own
-//! destination hands out memory that it already has. Nothing else allocates result memory.
+//! ```text
+//!   host.rs   host memory, typed views of it       parcel.rs  slabs and boxes on their way to a device
+//!   probe.rs  is there a driver?                   cuda/      CUDA devices; absent.rs where they are not built
+//! ```
+//!
+//! A [`Destination`] is asked once for the memory of all local shards. An engine's own allocates it, on the host and on devices
+//! ([`HostDestination`] on the host alone); a caller's own destination hands out memory that it already has. Nothing else
+//! allocates result memory.
 //!
 //! Must not know: files, formats, how bytes arrive.
 
-mod cuda_probe;
+#[cfg(not(feature = "cuda"))]
+#[allow(unsafe_code)]
+mod absent;
+#[cfg(feature = "cuda")]
+#[allow(unsafe_code)]
+mod cuda;
 mod host;
+pub(crate) mod parcel;
+mod probe;
 
-pub use cuda_probe::{CudaProbe, probe_cuda};
+#[cfg(not(feature = "cuda"))]
+pub(crate) use absent::{Delivery, Gpu, Staging};
+#[cfg(feature = "cuda")]
+pub(crate) use cuda::{Delivery, Gpu, Staging};
 pub use host::{Element, HostDestination};
+pub use probe::{CudaProbe, probe_cuda};
+
+use std::any::Any;
+use std::sync::Arc;
 
 use crate::dtype::DType;
 use crate::error::Result;
@@ -43,29 +63,94 @@ pub struct ShardSpec {
 pub enum Memory {
     /// Host memory of exactly the shard's size.
     Host(Buffer),
-    /// Device memory of exactly the shard's size. No engine of this version fills it: such a load is refused before anything
-    /// is read.
+    /// Device memory of exactly the shard's size.
     Device(DeviceMemory),
 }
 
-/// Memory of a device that the caller owns: an address, a length, and the stream in whose order it is written.
-#[derive(Debug, PartialEq, Eq)]
+impl Memory {
+    /// Number of bytes.
+    pub fn len(&self) -> u64 {
+        match self {
+            Self::Host(buffer) => buffer.len() as u64,
+            Self::Device(memory) => memory.len,
+        }
+    }
+
+    /// Whether there are no bytes.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+}
+
+/// Keeps memory that an engine has allocated.
+pub(crate) type Hold = Arc<dyn Any + Send + Sync>;
+
+/// Brings bytes of a device to host memory.
+pub(crate) trait Download: std::fmt::Debug + Send + Sync {
+    /// Copies as many bytes as there is room for, and returns when they are here.
+    ///
+    /// # Errors
+    /// A device that fails.
+    ///
+    /// # Safety
+    /// 1. The bytes are valid, and nobody writes them meanwhile.
+    #[allow(unsafe_code)]
+    unsafe fn download(&self, pointer: u64, to: &mut [u8]) -> Result<()>;
+}
+
+/// Memory of a device: an address, a length, and a stream.
+///
+/// The stream of a caller's memory is the one that has used it so far: an engine writes once what that stream has now is done.
+/// The stream of an engine's own memory is the one that it writes on; nothing of a shard that was handed out is left on it, so
+/// that any stream may use the shard at once.
 pub struct DeviceMemory {
     pointer: u64,
     len: u64,
     stream: u64,
+    /// Whether an engine has allocated it, and what keeps it then.
+    owned: bool,
+    _hold: Option<Hold>,
+}
+
+impl std::fmt::Debug for DeviceMemory {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "DeviceMemory({} bytes at {:#x})", self.len, self.pointer)
+    }
 }
 
 impl DeviceMemory {
     /// Names memory that the caller owns.
     ///
     /// # Safety
-    /// 1. `pointer` is valid for writes of `len` bytes on the device of the shard until the load has ended.
-    /// 2. Nothing else writes those bytes meanwhile, on any stream.
-    /// 3. `stream` is a live stream of that device's context until the load has ended.
+    /// 1. `pointer` is valid for writes of `len` bytes in the primary context of the shard's device until the load has ended, and
+    ///    for reads as long as its shard is used.
+    /// 2. Nothing else writes those bytes meanwhile, on any stream, beyond what `stream` was given before the load was called.
+    /// 3. `stream` is a live stream of that context, or one of the driver's special handles as the thread that calls the load
+    ///    means it, until that call has returned.
     #[allow(unsafe_code)]
     pub unsafe fn new(pointer: u64, len: u64, stream: u64) -> Self {
-        Self { pointer, len, stream }
+        Self { pointer, len, stream, owned: false, _hold: None }
+    }
+
+    /// Memory that an engine has allocated and this value keeps.
+    #[cfg_attr(not(feature = "cuda"), allow(dead_code, reason = "devices make it"))]
+    pub(crate) fn held(pointer: u64, len: u64, stream: u64, hold: Hold) -> Self {
+        Self { pointer, len, stream, owned: true, _hold: Some(hold) }
+    }
+
+    /// No memory.
+    #[cfg_attr(not(feature = "cuda"), allow(dead_code, reason = "devices make it"))]
+    pub(crate) fn empty(stream: u64) -> Self {
+        Self { pointer: 0, len: 0, stream, owned: true, _hold: None }
+    }
+
+    /// Whether the caller owns it.
+    pub(crate) fn is_foreign(&self) -> bool {
+        !self.owned
+    }
+
+    pub(crate) fn span(&self) -> parcel::Span {
+        parcel::Span { pointer: self.pointer, len: self.len }
     }
 
     /// Device address of the first byte.
@@ -83,7 +168,7 @@ impl DeviceMemory {
         self.len == 0
     }
 
-    /// The driver's stream handle: writes are ordered on it, and whoever waits for it sees them.
+    /// The driver's stream handle.
     pub fn stream(&self) -> u64 {
         self.stream
     }

@@ -112,14 +112,14 @@ impl<'a> Planner<'a> {
                 .found(format_args!("{:?}", want.shape))));
         }
         let leaf = id(self.leaves.len());
-        let mut shard_of: HashMap<Region, u32> = HashMap::new();
+        let mut shard_of: HashMap<(Region, Option<u32>), u32> = HashMap::new();
         let mut parts = Vec::with_capacity(want.sharding.mesh.devices().len());
         let process = want.sharding.mesh.process();
         for (position, device) in want.sharding.mesh.devices().iter().enumerate() {
             let region = want.sharding.region(&want.shape, position);
             let local = device.rank == process.rank;
             let shard = local.then(|| {
-                let shard = *shard_of.entry(region.clone()).or_insert_with(|| {
+                let shard = *shard_of.entry((region.clone(), device.device.gpu())).or_insert_with(|| {
                     let bytes = region.volume() * size as u64;
                     self.shards.push(PlannedShard {
                         leaf,
@@ -127,6 +127,7 @@ impl<'a> Planner<'a> {
                         devices: Vec::new(),
                         bytes,
                         init: None,
+                        copy_of: None,
                     });
                     id(self.shards.len() - 1)
                 });
@@ -135,10 +136,16 @@ impl<'a> Planner<'a> {
             });
             parts.push(Part { region, shard });
         }
-        let mut shards: Vec<(Region, u32)> = shard_of.into_iter().collect();
+        let mut shards: Vec<((Region, Option<u32>), u32)> = shard_of.into_iter().collect();
         shards.sort_unstable_by_key(|(_, shard)| *shard);
-        for (region, shard) in shards {
-            self.demand(&want, &region, shard)?;
+        for ((region, gpu), shard) in &shards {
+            // Of replicas on several GPUs one is loaded, a different one for every leaf, and the others are copies of it.
+            let equal: Vec<u32> =
+                shards.iter().filter(|((other, on), _)| other == region && on.is_some()).map(|(_, shard)| *shard).collect();
+            match equal.get(leaf as usize % equal.len().max(1)) {
+                Some(first) if gpu.is_some() && first != shard => self.shards[*shard as usize].copy_of = Some(*first),
+                _ => self.demand(&want, region, *shard)?,
+            }
         }
         self.leaves.push(PlannedLeaf {
             path: want.path,

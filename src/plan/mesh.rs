@@ -37,6 +37,14 @@ impl Device {
     pub fn is_host(self) -> bool {
         matches!(self, Self::Cpu(_))
     }
+
+    /// The driver's ordinal of the GPU that holds this device's shards; `None` for host memory.
+    pub fn gpu(self) -> Option<u32> {
+        match self {
+            Self::Cpu(_) => None,
+            Self::Cuda { ordinal, .. } => Some(ordinal),
+        }
+    }
 }
 
 impl fmt::Display for Device {

@@ -26,6 +26,7 @@ mod sparse;
 pub mod svg;
 mod view;
 
+use std::collections::BTreeMap;
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -148,7 +149,8 @@ impl Limits {
 pub struct Plan {
     /// What was wanted, in the caller's order.
     pub leaves: Vec<PlannedLeaf>,
-    /// Distinct local shards: one a leaf and region, whatever number of devices hold it.
+    /// Distinct local shards: one a leaf, region and memory, whatever number of devices of that memory hold it. Host memory is
+    /// one memory, and each GPU's is one.
     pub shards: Vec<PlannedShard>,
     /// The arrays that units belong to.
     pub arrays: Vec<UnitArray>,
@@ -213,6 +215,8 @@ pub struct PlannedShard {
     pub bytes: u64,
     /// The element to fill it with first; `None` when units cover it completely.
     pub init: Option<Vec<u8>>,
+    /// The equal shard of another GPU that it is copied from once that is complete; no unit goes to it then.
+    pub copy_of: Option<u32>,
 }
 
 /// What units of one stored array have in common.
@@ -353,9 +357,35 @@ impl Placement {
 }
 
 impl Plan {
-    /// The memory of this process that results take, replicas on one host counted once, in bytes.
+    /// The host memory of this process that results take, replicas counted once, in bytes.
     pub fn result_bytes(&self) -> u64 {
-        self.shards.iter().map(|shard| shard.bytes).sum()
+        self.shards.iter().filter(|shard| self.device(shard).is_host()).map(|shard| shard.bytes).sum()
+    }
+
+    /// The memory that results take of every GPU, by ordinal, replicas on one GPU counted once, in bytes.
+    pub fn gpu_bytes(&self) -> Vec<(u32, u64)> {
+        let mut bytes = BTreeMap::new();
+        for shard in &self.shards {
+            if let Some(ordinal) = self.device(shard).gpu() {
+                *bytes.entry(ordinal).or_insert(0) += shard.bytes;
+            }
+        }
+        bytes.into_iter().collect()
+    }
+
+    /// The device of a shard; the first one, where several share its memory.
+    pub fn device(&self, shard: &PlannedShard) -> Device {
+        let position = shard.devices.first().map_or(0, |&position| position as usize);
+        self.leaves[shard.leaf as usize].sharding.mesh.devices()[position].device
+    }
+
+    /// The most slots that work holds at once: those that batches read into, and one a worker to decode into.
+    pub fn slots(&self) -> u64 {
+        let reads = self.batches.iter().filter_map(|batch| batch.read);
+        let read = |read: ReadRange| if read.len > self.limits.slot_bytes { STREAM_SLOTS } else { 1 };
+        let workers = u64::from(self.limits.workers).min(self.batches.len() as u64);
+        let most = self.limits.staging_bytes / self.limits.slot_bytes.max(1);
+        (reads.map(read).sum::<u64>() + workers).min(most)
     }
 
     /// Bytes requested from files: what units need and the gaps that merging bridges.

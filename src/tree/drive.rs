@@ -11,6 +11,7 @@ use std::time::Instant;
 
 use rayon::ThreadPool;
 
+use super::carry::{Carrier, Stored};
 use super::land::{FirstError, Stream, located, part_of_read};
 use super::state::Stage;
 use super::work::{self, Work};
@@ -41,7 +42,11 @@ pub(super) fn run(work: Work, reader: &mut dyn Reader, pool: &ThreadPool, ring: 
         read: Stage::default(),
         requests: 0,
     };
-    work.complete(work.landing.leaves_without_units());
+    let empty = work.landing.leaves_without_units();
+    match empty.iter().try_for_each(|leaf| work.landing.replicate(*leaf)) {
+        Ok(()) => work.complete(empty),
+        Err(error) => drive.error.put(0, error),
+    }
     drive.run();
     let result = match drive.error.take() {
         Some(error) => Err(error),
@@ -286,20 +291,24 @@ impl Drive<'_> {
         self.spawn(move || {
             let batch = &landing.plan.batches[number];
             let mut leaves = Vec::new();
+            let mut carrier = Carrier::new(&landing, &ring);
             for position in batch.units.clone() {
                 let unit = &landing.plan.units[position as usize];
-                let stored: Result<&[u8]> = match (&unit.source, &read, batch.read) {
+                let stored: Result<Stored<'_>> = match (&unit.source, &read, batch.read) {
                     (Source::File { offset, len, .. }, Some((slot, _)), Some(range)) => {
                         part_of_read(slot, offset - range.offset, *len)
                     }
-                    (Source::Inline(bytes), ..) => Ok(bytes),
-                    (Source::Fill(element), ..) => Ok(element),
+                    (Source::Inline(bytes), ..) | (Source::Fill(bytes), ..) => Ok(Stored::all(bytes)),
                     _ => Err(Error::bug("a unit has no bytes")),
                 };
-                match stored.and_then(|stored| landing.land(unit, stored, &ring)) {
+                match stored.and_then(|stored| landing.land(position, stored, &mut carrier)) {
                     Ok(done) => leaves.extend(done),
                     Err(failed) => error.put(position, failed),
                 }
+            }
+            match carrier.finish() {
+                Ok(done) => leaves.extend(done),
+                Err(failed) => error.put(batch.units.start, failed),
             }
             Done::Batch { leaves }
         });
@@ -342,12 +351,12 @@ impl Drive<'_> {
         let Some(mut stream) = flow.stream.take() else { return };
         flow.busy = true;
         let position = flow.unit;
-        let (landing, error) = (Arc::clone(&self.work.landing), Arc::clone(&self.error));
+        let (landing, ring, error) = (Arc::clone(&self.work.landing), Arc::clone(self.ring), Arc::clone(&self.error));
         self.spawn(move || {
             let unit = &landing.plan.units[position as usize];
             let fail = |failed: Error| error.put(position, located(failed, &landing.plan, unit));
             match segment {
-                Some((slot, len)) => match stream.feed(&landing, unit, &slot[..len]) {
+                Some((slot, len)) => match stream.feed(&landing, unit, &slot[..len], &ring) {
                     Ok(()) => Done::Segment { batch, stream: Some(stream) },
                     Err(failed) => {
                         fail(failed);
@@ -355,8 +364,8 @@ impl Drive<'_> {
                     }
                 },
                 None => {
-                    let leaves = match stream.finish(unit) {
-                        Ok(()) => landing.landed(unit),
+                    let leaves = match stream.finish(unit).and_then(|()| landing.landed(position)) {
+                        Ok(leaves) => leaves,
                         Err(failed) => {
                             fail(failed);
                             Vec::new()

@@ -22,6 +22,7 @@ use std::time::{Duration, Instant};
 use rayon::{ThreadPool, ThreadPoolBuildError, ThreadPoolBuilder};
 
 use super::checkpoint::Checkpoint;
+use super::devices::{DeviceStartup, Devices, OwnMemory};
 use super::drive::run;
 use super::job::Job;
 use super::save::{SaveJob, SaveOptions, SaveWork, Tree, TreeItem};
@@ -29,8 +30,10 @@ use super::target::Target;
 use super::work::Work;
 use crate::error::{Error, ErrorKind, Result};
 use crate::io::{self, Buffer, Io, Ring};
-use crate::limits::{MERGE_GAP_BYTES_DEFAULT, READER_THREADS_DEFAULT, SLOT_BYTES, SLOTS_MIN, STAGING_BYTES_DEFAULT};
-use crate::place::{Destination, HostDestination, Memory, ShardSpec};
+use crate::limits::{
+    DEVICE_STAGING_BYTES_DEFAULT, MERGE_GAP_BYTES_DEFAULT, READER_THREADS_DEFAULT, SLOT_BYTES, SLOTS_MIN, STAGING_BYTES_DEFAULT,
+};
+use crate::place::{Destination, Memory, ShardSpec};
 use crate::plan::{Limits, Plan, Verify};
 
 /// How an engine works. `Default` suits a local disk.
@@ -38,6 +41,8 @@ use crate::plan::{Limits, Plan, Verify};
 pub struct EngineOptions {
     /// Staging memory beyond the results, in bytes; at least a few MiB.
     pub staging_bytes: u64,
+    /// Memory of each GPU in which slabs wait for kernels, in bytes: a slot for each worker.
+    pub device_staging_bytes: u64,
     /// Workers that decode and place; 0 for one a core.
     pub threads: usize,
     /// How files are read.
@@ -54,6 +59,7 @@ impl Default for EngineOptions {
     fn default() -> Self {
         Self {
             staging_bytes: STAGING_BYTES_DEFAULT,
+            device_staging_bytes: DEVICE_STAGING_BYTES_DEFAULT,
             threads: 0,
             io: Io::Auto,
             reader_threads: READER_THREADS_DEFAULT,
@@ -80,12 +86,13 @@ impl EngineOptions {
         let workers = self.workers() as u64;
         // One slot a worker decodes into, the rest is read into; half of the budget is left to decoders' own memory.
         let slots = workers + SLOTS_MIN as u64;
-        let slot_bytes = (self.staging_bytes / (2 * slots)).min(SLOT_BYTES as u64) / PAGE * PAGE;
+        let share = (self.staging_bytes / (2 * slots)).min(self.device_staging_bytes / workers);
+        let slot_bytes = share.min(SLOT_BYTES as u64) / PAGE * PAGE;
         if slot_bytes < SLOT_BYTES_MIN {
             let needed = SLOT_BYTES_MIN * 2 * slots;
             return Err(Error::new(ErrorKind::Budget, "the memory budget is too small")
                 .expected(format_args!("at least {needed} bytes with {workers} workers"))
-                .found(format_args!("{} bytes", self.staging_bytes))
+                .found(format_args!("{} bytes", self.staging_bytes.min(self.device_staging_bytes)))
                 .hint(format!("give `--memory {needed}` or more, or fewer `--threads`")));
         }
         Ok(Limits {
@@ -105,6 +112,7 @@ pub struct Engine {
     limits: Limits,
     reader: &'static str,
     startup: Duration,
+    devices: Devices,
     /// Tells the driver to end the load at work, and those that are queued.
     closing: Arc<AtomicBool>,
     jobs: Option<Sender<Request>>,
@@ -128,6 +136,7 @@ impl Engine {
         let mut reader = io::reader(options.io, options.reader_threads)?;
         let reader_name = reader.name();
         let ring = Ring::new(usize::try_from(limits.slot_bytes).unwrap_or(SLOT_BYTES));
+        let devices = Devices::new(Arc::clone(&ring), &limits);
         let (jobs, queue) = channel::<Request>();
         let closing = Arc::new(AtomicBool::new(false));
         let closed = Arc::clone(&closing);
@@ -143,7 +152,8 @@ impl Engine {
             })
             .map_err(|error| no_threads(error.into()))?;
         let (jobs, driver) = (Some(jobs), Some(driver));
-        Ok(Self { options, limits, reader: reader_name, startup: start.elapsed(), closing, jobs, workers, driver })
+        let startup = start.elapsed();
+        Ok(Self { options, limits, reader: reader_name, startup, devices, closing, jobs, workers, driver })
     }
 
     /// What it was started with.
@@ -166,17 +176,23 @@ impl Engine {
         self.workers.pool()
     }
 
-    /// How long starting took: threads now, pinned memory and device contexts where there are devices.
+    /// How long starting took: threads and the reader. Devices are started by the first load that needs them.
     pub fn startup(&self) -> Duration {
         self.startup
     }
 
-    /// Loads a target into host memory that is allocated here. Returns at once; see [`Job`].
+    /// What starting devices has cost so far. No load counts it as its own.
+    pub fn device_startup(&self) -> DeviceStartup {
+        self.devices.startup()
+    }
+
+    /// Loads a target into memory that is allocated here, on the host and on devices. Returns at once; see [`Job`].
     ///
     /// # Errors
-    /// A target that cannot be planned, or no memory for its shards.
+    /// A target that cannot be planned, a device that cannot be used, or no memory for its shards: on a device that is found
+    /// before anything is read.
     pub fn load(&self, checkpoint: &Checkpoint, target: &Target) -> Result<Job> {
-        self.load_to(checkpoint, target, &mut HostDestination)
+        self.load_with(checkpoint, target, None)
     }
 
     /// Loads a target into memory that a destination gives.
@@ -184,11 +200,29 @@ impl Engine {
     /// # Errors
     /// A target that cannot be planned, or a destination that gives no or the wrong memory.
     pub fn load_to(&self, checkpoint: &Checkpoint, target: &Target, to: &mut dyn Destination) -> Result<Job> {
+        self.load_with(checkpoint, target, Some(to))
+    }
+
+    fn load_with(
+        &self,
+        checkpoint: &Checkpoint,
+        target: &Target,
+        to: Option<&mut dyn Destination>,
+    ) -> Result<Job> {
         let start = Instant::now();
         let plan = checkpoint.plan_within(target, self.limits)?;
         let planned = start.elapsed();
-        let memory = prepare(&plan, to)?;
-        self.start(checkpoint, target, plan, (start, planned), memory)
+        // Starting devices is not the load's time.
+        let starting = Instant::now();
+        let gpus = self.devices.open(&plan)?;
+        let start = start + starting.elapsed();
+        let memory = match to {
+            Some(to) => prepare(&plan, to)?,
+            None => prepare(&plan, &mut OwnMemory(gpus.clone()))?,
+        };
+        let (work, job) = Work::new(checkpoint, target, plan, (start, planned), memory, (gpus, self.devices.ring()), self.limits)?;
+        self.send(Request::Load(Box::new(work)))?;
+        Ok(job)
     }
 
     /// Loads a target into memory that the caller lends, one slice for every distinct local shard, and blocks until it is
@@ -220,19 +254,6 @@ impl Engine {
         let job = self.load_to(checkpoint, target, &mut Lend(&mut slot))?;
         let state = job.wait()?;
         Ok(state.report().clone())
-    }
-
-    fn start(
-        &self,
-        checkpoint: &Checkpoint,
-        target: &Target,
-        plan: Plan,
-        clock: (Instant, Duration),
-        memory: Vec<Buffer>,
-    ) -> Result<Job> {
-        let (work, job) = Work::new(checkpoint, target, plan, clock, memory, self.limits)?;
-        self.send(Request::Load(Box::new(work)))?;
-        Ok(job)
     }
 
     /// Saves a tree as the item `state` of a new checkpoint, where Orbax looks first. Returns once the tree is checked and the
@@ -330,20 +351,19 @@ impl Drop for Joined {
 }
 
 /// Asks for the memory of every distinct local shard and checks that it fits.
-fn prepare(plan: &Plan, to: &mut dyn Destination) -> Result<Vec<Buffer>> {
+fn prepare(plan: &Plan, to: &mut dyn Destination) -> Result<Vec<Memory>> {
     let specs: Vec<ShardSpec> = plan
         .shards
         .iter()
         .map(|shard| {
             let leaf = &plan.leaves[shard.leaf as usize];
-            let position = shard.devices.first().map_or(0, |&position| position as usize);
             ShardSpec {
                 path: leaf.path.clone(),
                 dtype: leaf.dtype,
                 global_shape: leaf.shape.clone(),
                 region: shard.region.clone(),
-                position,
-                device: leaf.sharding.mesh.devices()[position].device,
+                position: shard.devices.first().map_or(0, |&position| position as usize),
+                device: plan.device(shard),
                 bytes: shard.bytes,
             }
         })
@@ -354,28 +374,22 @@ fn prepare(plan: &Plan, to: &mut dyn Destination) -> Result<Vec<Buffer>> {
             .expected(specs.len())
             .found(memory.len()));
     }
-    memory
-        .into_iter()
-        .zip(&specs)
-        .map(|(memory, spec)| {
-            let buffer = match memory {
-                Memory::Host(buffer) => buffer,
-                Memory::Device(_) => {
-                    return Err(Error::new(ErrorKind::Device, "this version lands shards in host memory only")
-                        .at("leaf", &spec.path)
-                        .found("device memory")
-                        .hint("give host memory, and copy it to the device"));
-                }
-            };
-            if buffer.len() as u64 == spec.bytes {
-                return Ok(buffer);
-            }
-            Err(Error::invalid("the destination gave memory of the wrong size")
+    for (memory, spec) in memory.iter().zip(&specs) {
+        if spec.device.is_host() != matches!(memory, Memory::Host(_)) {
+            let found = if spec.device.is_host() { "device memory" } else { "host memory" };
+            return Err(Error::new(ErrorKind::Device, "the destination gave memory of another kind than the device has")
+                .at("leaf", &spec.path)
+                .expected(format_args!("memory of {}", spec.device))
+                .found(found));
+        }
+        if memory.len() != spec.bytes {
+            return Err(Error::invalid("the destination gave memory of the wrong size")
                 .at("leaf", &spec.path)
                 .expected(format_args!("{} bytes", spec.bytes))
-                .found(format_args!("{} bytes", buffer.len())))
-        })
-        .collect()
+                .found(format_args!("{} bytes", memory.len())));
+        }
+    }
+    Ok(memory)
 }
 
 /// Granularity of slots: what direct reads and page-locking need.

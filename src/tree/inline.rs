@@ -3,7 +3,8 @@
 use std::collections::HashMap;
 
 use super::checkpoint::ask;
-use super::land::{Landing, decoder_cost, part_of_read};
+use super::carry::{Carrier, Stored};
+use super::land::{Landing, Target, decoder_cost, part_of_read};
 use crate::dtype::CastPolicy;
 use crate::error::{Error, Result};
 use crate::io::{Buffer, Ring, Root, serve};
@@ -50,10 +51,10 @@ pub(super) fn read_elements(root: &Root, arrays: &[StoredArray], wants: Vec<Want
     #[allow(unsafe_code)]
     // SAFETY: the buffers outlive the landing, which is dropped at the end of this function, and only this thread uses them.
     let landing = unsafe {
-        let targets = memory.iter().map(|buffer| SharedBytes::new(buffer.as_mut_ptr(), buffer.len())).collect();
+        let host = |buffer: &Buffer| Target::Host(SharedBytes::new(buffer.as_mut_ptr(), buffer.len()));
+        let targets = memory.iter().map(host).collect();
         Landing::new(plan, targets, &vec![true; memory.len()])
     };
-    (0..memory.len()).for_each(|shard| landing.initialise(shard));
     let plan = &landing.plan;
     let needs: Vec<Need> = plan
         .batches
@@ -63,6 +64,7 @@ pub(super) fn read_elements(root: &Root, arrays: &[StoredArray], wants: Vec<Want
         .collect();
     let mut answers = serve(root, &needs)?.into_iter();
     let ring = Ring::new(usize::try_from(limits.slot_bytes).unwrap_or(crate::limits::SLOT_BYTES));
+    landing.initialise(&ring)?;
     for batch in &plan.batches {
         let bytes = match batch.read {
             None => None,
@@ -76,17 +78,19 @@ pub(super) fn read_elements(root: &Root, arrays: &[StoredArray], wants: Vec<Want
                 other => return Err(unfit(other.as_ref())),
             },
         };
-        for unit in &plan.units[batch.units.start as usize..batch.units.end as usize] {
-            let stored: &[u8] = match (&unit.source, &bytes) {
+        let mut carrier = Carrier::new(&landing, &ring);
+        for position in batch.units.clone() {
+            let unit = &plan.units[position as usize];
+            let stored: Stored<'_> = match (&unit.source, &bytes) {
                 (Source::File { offset, len, .. }, Some((read, bytes))) => {
                     part_of_read(bytes, offset - read.offset, *len)?
                 }
-                (Source::Inline(bytes), _) => bytes,
-                (Source::Fill(element), _) => element,
+                (Source::Inline(bytes) | Source::Fill(bytes), _) => Stored::all(bytes),
                 (Source::File { .. }, None) => return Err(Error::bug("a unit has no bytes")),
             };
-            landing.land(unit, stored, &ring)?;
+            landing.land(position, stored, &mut carrier)?;
         }
+        carrier.finish()?;
     }
     // One want may share its shard with no other, so shards are in the order of wants.
     let by_leaf: HashMap<u32, usize> =

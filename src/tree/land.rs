@@ -2,18 +2,22 @@
 //!
 //! [`Landing`] is what all workers of a load share. A unit that fits a slot is landed in one call; a larger one is a
 //! [`Stream`] that is fed its stored bytes piece by piece and passes them on slab by slab, so that a chunk of any size
-//! needs two slots.
+//! needs two slots. What goes to host memory is written there and then; what goes to devices a [`Carrier`] takes along.
 
+use std::collections::HashMap;
 use std::os::unix::fs::FileExt;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
+use super::carry::{Carrier, Place, Stored};
 use crate::decode::{self, Decoder};
-use crate::dtype::DType;
+use crate::dtype::{CastPolicy, DType};
 use crate::error::{Error, Result};
 use crate::io::{OpenFile, Ring, Root, Slot, read_error};
 use crate::limits::ZSTD_WINDOW_LOG_MAX;
+use crate::place::Gpu;
+use crate::place::parcel::{Carried, Span};
 use crate::plan::route::{Elements, Route, routes};
 use crate::plan::{Placement, Plan, PlannedShard, SingleShard, Slabs, Source, Unit, UnitArray, Verify};
 use crate::shape::{Region, strides};
@@ -27,18 +31,28 @@ use crate::zarr::{ByteCodec, Endian};
 pub(super) struct Landing {
     pub(super) plan: Plan,
     /// Memory of every shard of the plan.
-    targets: Vec<SharedBytes>,
+    targets: Vec<Target>,
+    /// Shards that are copied from another device's, and from which, by leaf.
+    pub(super) copies: HashMap<usize, Vec<(usize, usize)>>,
     /// Units that a leaf still waits for.
     pending: Vec<AtomicU64>,
     /// Whether a shard's memory is known to be zero where no unit has written.
     blank: Vec<bool>,
     /// Lossy elements of every leaf.
-    lossy: Vec<AtomicU64>,
-    /// Time and bytes of decoding and of transforming.
+    pub(super) lossy: Vec<AtomicU64>,
+    /// Time and bytes of decoding, of transforming in host memory, and of bringing to devices.
     pub(super) decode: StageCount,
     pub(super) transform: StageCount,
+    pub(super) copy: StageCount,
     /// Stored bytes whose unit was read in part, or was not to be checked.
     unverified: AtomicU64,
+}
+
+/// The memory of a shard.
+#[derive(Clone, Debug)]
+pub(super) enum Target {
+    Host(SharedBytes),
+    Device(Arc<Gpu>, Span),
 }
 
 /// Busy time and bytes of one stage, added up by all workers.
@@ -62,7 +76,7 @@ impl Landing {
     /// # Safety
     /// `targets` are the memory of `plan.shards`, in order, valid and untouched by others as long as this value exists.
     #[allow(unsafe_code)]
-    pub(super) unsafe fn new(plan: Plan, targets: Vec<SharedBytes>, zeroed: &[bool]) -> Self {
+    pub(super) unsafe fn new(plan: Plan, targets: Vec<Target>, zeroed: &[bool]) -> Self {
         let mut pending = vec![0u64; plan.leaves.len()];
         for unit in &plan.units {
             leaves_of(&plan, unit).into_iter().for_each(|leaf| pending[leaf] += 1);
@@ -70,13 +84,21 @@ impl Landing {
         let is_blank = |(shard, zeroed): (&PlannedShard, &bool)| {
             *zeroed && shard.init.as_ref().is_none_or(|element| element.iter().all(|byte| *byte == 0))
         };
+        let mut copies: HashMap<usize, Vec<(usize, usize)>> = HashMap::new();
+        for (shard, planned) in plan.shards.iter().enumerate() {
+            if let Some(source) = planned.copy_of {
+                copies.entry(planned.leaf as usize).or_default().push((shard, source as usize));
+            }
+        }
         Self {
+            copies,
             blank: plan.shards.iter().zip(zeroed).map(is_blank).collect(),
             targets,
             pending: pending.into_iter().map(AtomicU64::new).collect(),
             lossy: plan.leaves.iter().map(|_| AtomicU64::new(0)).collect(),
             decode: StageCount::default(),
             transform: StageCount::default(),
+            copy: StageCount::default(),
             unverified: AtomicU64::new(0),
             plan,
         }
@@ -97,69 +119,102 @@ impl Landing {
         self.unverified.load(Ordering::Acquire)
     }
 
-    /// Writes the padding element wherever a shard is not covered by units; blank memory needs no zeros.
-    pub(super) fn initialise(&self, shard: usize) {
-        let (planned, target) = (&self.plan.shards[shard], &self.targets[shard]);
-        let Some(element) = &planned.init else { return };
-        if self.blank[shard] {
-            return;
+    /// Writes the padding element wherever shards are not covered by units; blank memory needs no zeros.
+    pub(super) fn initialise(&self, ring: &Arc<Ring>) -> Result<()> {
+        let mut carrier = Carrier::new(self, ring);
+        for (shard, planned) in self.plan.shards.iter().enumerate() {
+            let Some(element) = planned.init.as_deref().filter(|_| !self.blank[shard]) else { continue };
+            match &self.targets[shard] {
+                Target::Host(target) => {
+                    #[allow(unsafe_code)]
+                    // SAFETY: shards are initialised before any unit lands, each by one thread.
+                    let bytes = unsafe { target.slice_mut(0, target.len()) };
+                    bytes.chunks_exact_mut(element.len().max(1)).for_each(|slot| slot.copy_from_slice(element));
+                }
+                Target::Device(gpu, target) => {
+                    let dtype = self.plan.leaves[planned.leaf as usize].dtype;
+                    let op = Op {
+                        extent: vec![planned.region.volume()],
+                        source_strides: vec![0],
+                        target_strides: vec![1],
+                        source_start: 0,
+                        target_start: 0,
+                        convert: Convert { from: dtype, to: dtype, swap: false, policy: CastPolicy::Saturate },
+                    };
+                    let whole = Carried { op, route: Route::Kernel, target: *target, leaf: planned.leaf };
+                    carrier.take(Place::Stored(Stored::all(element)), gpu, vec![whole]);
+                }
+            }
         }
-        #[allow(unsafe_code)]
-        // SAFETY: shards are initialised before any unit lands, each by one thread.
-        let bytes = unsafe { target.slice_mut(0, target.len()) };
-        bytes.chunks_exact_mut(element.len().max(1)).for_each(|slot| slot.copy_from_slice(element));
+        carrier.send()
     }
 
-    /// Lands a unit whose stored bytes are all at hand. Returns the leaves that are complete by it.
+    /// Lands a unit whose stored bytes are all at hand; what of it goes to devices is on its way when the carrier is finished.
+    /// Returns the leaves that are complete by it.
     ///
     /// # Errors
     /// Bytes that do not decode, with the chunk and the array.
-    pub(super) fn land(&self, unit: &Unit, stored: &[u8], ring: &Arc<Ring>) -> Result<Vec<usize>> {
+    pub(super) fn land<'s>(
+        &'s self,
+        position: u32,
+        stored: Stored<'s>,
+        carrier: &mut Carrier<'s>,
+    ) -> Result<Vec<usize>> {
+        let unit = &self.plan.units[position as usize];
         let array = &self.plan.arrays[unit.array as usize];
-        self.land_whole(unit, array, stored, ring).map_err(|error| located(error, &self.plan, unit))?;
-        Ok(self.landed(unit))
+        self.land_whole(unit, array, stored, carrier).map_err(|error| located(error, &self.plan, unit))?;
+        carrier.landed(position)
     }
 
-    fn land_whole(&self, unit: &Unit, array: &UnitArray, stored: &[u8], ring: &Arc<Ring>) -> Result<()> {
+    fn land_whole<'s>(
+        &'s self,
+        unit: &'s Unit,
+        array: &'s UnitArray,
+        stored: Stored<'s>,
+        carrier: &mut Carrier<'s>,
+    ) -> Result<()> {
         if let Source::Fill(element) = &unit.source {
-            return self.fill(unit, array, element);
+            return self.fill(unit, array, element, carrier);
         }
         let stored = match (unit.indexed, array.single) {
-            (true, Some(single)) => match inner_chunk(stored, single)? {
-                Some(inner) => inner,
+            (true, Some(single)) => match inner_chunk(stored.bytes(), single)? {
+                Some(inner) => {
+                    stored.part(inner.start, inner.len()).ok_or_else(|| Error::bug("an inner chunk outside its shard"))?
+                }
                 None if array.every_chunk_stored => {
                     return Err(Error::not_found(
                         "a shard is empty, although the checkpoint says that every chunk is stored",
                     ));
                 }
-                None => return self.fill(unit, array, &array.fill),
+                None => return self.fill(unit, array, &array.fill, carrier),
             },
             _ => stored,
         };
         let verify = self.plan.limits.verify != Verify::Off;
         if !unit.whole || !verify {
-            self.unverified.fetch_add(stored.len() as u64, Ordering::Relaxed);
+            self.unverified.fetch_add(stored.len as u64, Ordering::Relaxed);
         }
         if array.codecs.is_empty() || !unit.whole {
-            expect_len(stored.len() as u64, unit.decoded_bytes)?;
-            return self.place(array, &unit.placements, &strides(&unit.shape), unit.skip, stored);
+            expect_len(stored.len as u64, unit.decoded_bytes)?;
+            let lies = Lies { strides: strides(&unit.shape), skip_bytes: unit.skip };
+            return self.place(unit, array, &unit.placements, &lies, Place::Stored(stored), carrier);
         }
         if let Some(target) = self.direct(unit, array) {
             let start = Instant::now();
-            decode::decode_all(&array.codecs, stored, target, verify)?;
+            decode::decode_all(&array.codecs, stored.bytes(), target, verify)?;
             self.decode.add(start, unit.decoded_bytes);
             return Ok(());
         }
         if unit.decoded_bytes <= self.plan.limits.slot_bytes {
-            let mut scratch = ring.slot()?;
-            let decoded = &mut scratch[..usize_of(unit.decoded_bytes)?];
+            let (place, decoded) = carrier.room(usize_of(unit.decoded_bytes)?)?;
             let start = Instant::now();
-            decode::decode_all(&array.codecs, stored, decoded, verify)?;
+            decode::decode_all(&array.codecs, stored.bytes(), decoded, verify)?;
             self.decode.add(start, unit.decoded_bytes);
-            return self.place(array, &unit.placements, &strides(&unit.shape), 0, decoded);
+            let lies = Lies { strides: strides(&unit.shape), skip_bytes: 0 };
+            return self.place(unit, array, &unit.placements, &lies, place, carrier);
         }
-        let mut stream = Stream::new(self, unit, stored.len() as u64, ring)?;
-        stream.feed(self, unit, stored)?;
+        let mut stream = Stream::new(self, unit, stored.len as u64, carrier.ring())?;
+        stream.feed(self, unit, stored.bytes(), carrier.ring())?;
         stream.finish(unit)
     }
 
@@ -170,15 +225,13 @@ impl Landing {
         let convert = self.convert(array, placement);
         let elements =
             Elements { from: convert.from.size() as u64, to: convert.to.size() as u64, plain: convert.is_plain() };
-        let planned = &self.plan.shards[placement.shard as usize];
-        let position = *planned.devices.first()? as usize;
-        let device = self.plan.leaves[planned.leaf as usize].sharding.mesh.devices()[position].device;
+        let Target::Host(target) = &self.targets[placement.shard as usize] else { return None };
+        let device = self.plan.device(&self.plan.shards[placement.shard as usize]);
         let whole = Region::whole(&unit.shape);
         if placement.region != whole || routes(&unit.shape, &whole, &[(placement, elements)], device) != [Route::Direct]
         {
             return None;
         }
-        let target = &self.targets[placement.shard as usize];
         let size = convert.to.size();
         let (start, len) = (usize_of(placement.start).ok()? * size, usize_of(unit.decoded_bytes).ok()?);
         // SAFETY: exactly the elements of this placement, inside the shard by construction of the plan (checked in
@@ -192,7 +245,13 @@ impl Landing {
     }
 
     /// Writes one element, in memory form, wherever the unit goes.
-    fn fill(&self, unit: &Unit, array: &UnitArray, element: &[u8]) -> Result<()> {
+    fn fill<'s>(
+        &'s self,
+        unit: &Unit,
+        array: &UnitArray,
+        element: &'s [u8],
+        carrier: &mut Carrier<'s>,
+    ) -> Result<()> {
         let array = UnitArray { endian: Endian::Little, ..array.clone() };
         let mut placements = unit.placements.clone();
         // Zeros onto fresh zero pages would only make the system back them: a claimed shape must cost nothing.
@@ -203,50 +262,116 @@ impl Landing {
             let nothing_to_do = lossy == Ok(0) && wanted.iter().all(|byte| *byte == 0);
             !(self.blank[placement.shard as usize] && nothing_to_do)
         });
-        self.place(&array, &placements, &vec![0; unit.shape.len()], 0, element)
+        let lies = Lies { strides: vec![0; unit.shape.len()], skip_bytes: 0 };
+        self.place(unit, &array, &placements, &lies, Place::Stored(Stored::all(element)), carrier)
     }
 
-    /// Puts boxes of decoded elements into their shards. `source_strides` and `skip_bytes` say how the box lies in `decoded`.
-    fn place(
-        &self,
+    /// Puts boxes of decoded elements into shards in host memory, and gives the others to the carrier.
+    fn place<'s>(
+        &'s self,
+        unit: &Unit,
         array: &UnitArray,
         placements: &[Placement],
-        source_strides: &[u64],
-        skip_bytes: u64,
-        decoded: &[u8],
+        lies: &Lies,
+        decoded: Place<'s>,
+        carrier: &mut Carrier<'s>,
     ) -> Result<()> {
         let start = Instant::now();
         let mut moved = 0;
         let mut steps = Vec::with_capacity(placements.len());
+        let mut carried: Vec<(&'s Arc<Gpu>, Vec<(&Placement, Carried)>)> = Vec::new();
         for placement in placements {
             let convert = self.convert(array, placement);
-            let first: u64 = placement.region.start.iter().zip(source_strides).map(|(at, stride)| at * stride).sum();
-            let skip = skip_bytes / convert.from.size() as u64;
+            let first: u64 = placement.region.start.iter().zip(&lies.strides).map(|(at, stride)| at * stride).sum();
+            let skip = lies.skip_bytes / convert.from.size() as u64;
             let op = Op {
                 extent: placement.region.extent.clone(),
-                source_strides: source_strides.to_vec(),
+                source_strides: lies.strides.clone(),
                 target_strides: placement.strides.clone(),
                 source_start: first.checked_sub(skip).ok_or_else(|| Error::bug("a box lies before its unit"))?,
                 target_start: placement.start,
                 convert,
             };
             let (shard, leaf) = (placement.shard as usize, self.plan.shards[placement.shard as usize].leaf as usize);
-            steps.push(Step { op, target: &self.targets[shard], lossy: &self.lossy[leaf] });
-            moved += placement.region.volume() * convert.to.size() as u64;
+            match &self.targets[shard] {
+                Target::Host(target) => {
+                    steps.push(Step { op, target, lossy: &self.lossy[leaf] });
+                    moved += placement.region.volume() * convert.to.size() as u64;
+                }
+                Target::Device(gpu, target) => {
+                    let leaf = self.plan.shards[shard].leaf;
+                    let one = (placement, Carried { op, route: Route::Kernel, target: *target, leaf });
+                    match carried.iter_mut().find(|(have, _)| Arc::ptr_eq(have, gpu)) {
+                        Some((_, boxes)) => boxes.push(one),
+                        None => carried.push((gpu, vec![one])),
+                    }
+                }
+            }
         }
-        #[allow(unsafe_code)]
-        // SAFETY: placements of a plan are disjoint, so no other unit writes these elements, and nobody reads them before
-        // the leaf is complete.
-        unsafe { Cpu.run(decoded, &steps) }.map_err(op_error)?;
-        self.transform.add(start, moved);
+        if !steps.is_empty() {
+            #[allow(unsafe_code)]
+            // SAFETY: placements of a plan are disjoint, so no other unit writes these elements, and nobody reads them before
+            // the leaf is complete.
+            unsafe { Cpu.run(carrier.bytes(decoded), &steps) }.map_err(op_error)?;
+            self.transform.add(start, moved);
+        }
+        for (gpu, boxes) in carried {
+            let boxes = self.routed(unit, array, boxes, lies, carrier.bytes(decoded).len());
+            carrier.take(decoded, gpu, boxes);
+        }
         Ok(())
     }
 
-    /// Counts a landed unit off; returns the leaves that it completes.
-    pub(super) fn landed(&self, unit: &Unit) -> Vec<usize> {
-        let done = |leaf: &usize| self.pending[*leaf].fetch_sub(1, Ordering::AcqRel) == 1;
-        leaves_of(&self.plan, unit).into_iter().filter(done).collect()
+    /// Boxes of one device with the ways that they go.
+    fn routed(
+        &self,
+        unit: &Unit,
+        array: &UnitArray,
+        boxes: Vec<(&Placement, Carried)>,
+        lies: &Lies,
+        bytes: usize,
+    ) -> Vec<Carried> {
+        // One element everywhere is a kernel's work.
+        if !unit.shape.is_empty() && lies.strides.iter().all(|stride| *stride == 0) {
+            return boxes.into_iter().map(|(_, carried)| carried).collect();
+        }
+        let elements = |(placement, carried): &(&Placement, Carried)| {
+            let Convert { from, to, .. } = carried.op.convert;
+            let plain = carried.op.convert.is_plain();
+            debug_assert_eq!(carried.op.convert, self.convert(array, placement), "a box is its placement's");
+            Elements { from: from.size() as u64, to: to.size() as u64, plain }
+        };
+        let Some((first, _)) = boxes.first() else { return Vec::new() };
+        let device = self.plan.device(&self.plan.shards[first.shard as usize]);
+        // What would be sent of the slab is what is there of it.
+        let slab = Region { start: vec![0], extent: vec![(bytes / array.dtype.size()) as u64] };
+        let wanted: Vec<(&Placement, Elements)> = boxes.iter().map(|one| (one.0, elements(one))).collect();
+        let ways = routes(&unit.shape, &slab, &wanted, device);
+        boxes.into_iter().zip(ways).map(|((_, carried), route)| Carried { route, ..carried }).collect()
     }
+
+    /// The device and the memory of a shard, if it is on one.
+    pub(super) fn on_device(&self, shard: usize) -> Option<(&Arc<Gpu>, Span)> {
+        match &self.targets[shard] {
+            Target::Host(_) => None,
+            Target::Device(gpu, span) => Some((gpu, *span)),
+        }
+    }
+
+    /// Counts a landed unit off; returns the leaves that it completes, their replicas included.
+    pub(super) fn landed(&self, position: u32) -> Result<Vec<usize>> {
+        let unit = &self.plan.units[position as usize];
+        let done = |leaf: &usize| self.pending[*leaf].fetch_sub(1, Ordering::AcqRel) == 1;
+        let complete: Vec<usize> = leaves_of(&self.plan, unit).into_iter().filter(done).collect();
+        complete.iter().try_for_each(|leaf| self.replicate(*leaf))?;
+        Ok(complete)
+    }
+}
+
+/// How a box of elements lies in decoded bytes: the distances of its elements, and how many bytes of it lie before them.
+struct Lies {
+    strides: Vec<u64>,
+    skip_bytes: u64,
 }
 
 /// A unit larger than a slot, decoded piece by piece.
@@ -288,7 +413,7 @@ impl Stream {
     }
 
     /// Decodes the next stored bytes, and places every slab that they complete.
-    pub(super) fn feed(&mut self, landing: &Landing, unit: &Unit, mut stored: &[u8]) -> Result<()> {
+    pub(super) fn feed(&mut self, landing: &Landing, unit: &Unit, mut stored: &[u8], ring: &Arc<Ring>) -> Result<()> {
         let array = &landing.plan.arrays[unit.array as usize];
         loop {
             let start = Instant::now();
@@ -312,7 +437,7 @@ impl Stream {
             };
             landing.decode.add(start, step.written as u64);
             stored = &stored[step.read..];
-            let placed = self.place_full_slab(landing, unit, array)?;
+            let placed = self.place_full_slab(landing, unit, array, ring)?;
             // Either everything is used up, or the output is complete and the format ignores what follows.
             if step.read == 0 && step.written == 0 && !placed {
                 return Ok(());
@@ -320,7 +445,7 @@ impl Stream {
         }
     }
 
-    fn place_full_slab(&mut self, landing: &Landing, unit: &Unit, array: &UnitArray) -> Result<bool> {
+    fn place_full_slab(&mut self, landing: &Landing, unit: &Unit, array: &UnitArray, ring: &Arc<Ring>) -> Result<bool> {
         let Output::Slabs { slabs, slab, buffer, filled } = &mut self.output else { return Ok(false) };
         let Some((region, bytes)) = slab else { return Ok(false) };
         if (*filled as u64) < *bytes {
@@ -331,7 +456,12 @@ impl Stream {
         let first: u64 = region.start.iter().zip(&unit_strides).map(|(at, stride)| at * stride).sum();
         let clipped: Vec<Placement> = unit.placements.iter().filter_map(|placement| placement.clip(region)).collect();
         let skip = first * array.dtype.size() as u64;
-        landing.place(array, &clipped, &unit_strides, skip, &buffer[..*filled])?;
+        let lies = Lies { strides: unit_strides, skip_bytes: skip };
+        let mut carrier = Carrier::new(landing, ring);
+        let slab_bytes = Place::Stored(Stored { memory: buffer, start: 0, len: *filled });
+        landing.place(unit, array, &clipped, &lies, slab_bytes, &mut carrier)?;
+        // The slab is decoded into again as soon as devices have it.
+        carrier.send()?;
         *slab = slabs.next();
         *filled = 0;
         Ok(true)
@@ -432,7 +562,7 @@ fn stored_part<'v>(unit: &Unit, array: &UnitArray, value: &'v [u8]) -> Result<Op
             None if array.every_chunk_stored => {
                 Err(Error::not_found("a shard is empty, although the checkpoint says that every chunk is stored"))
             }
-            inner => Ok(inner),
+            inner => Ok(inner.and_then(|inner| value.get(inner))),
         },
         _ => Ok(Some(value)),
     }
@@ -474,7 +604,7 @@ pub(super) fn located(error: Error, plan: &Plan, unit: &Unit) -> Error {
 }
 
 /// The leaves that a unit belongs to.
-fn leaves_of(plan: &Plan, unit: &Unit) -> Vec<usize> {
+pub(super) fn leaves_of(plan: &Plan, unit: &Unit) -> Vec<usize> {
     let mut leaves: Vec<usize> =
         unit.placements.iter().map(|placement| plan.shards[placement.shard as usize].leaf as usize).collect();
     leaves.sort_unstable();
@@ -482,8 +612,8 @@ fn leaves_of(plan: &Plan, unit: &Unit) -> Vec<usize> {
     leaves
 }
 
-/// The bytes of the only inner chunk of a shard; `None` if it is absent.
-fn inner_chunk(stored: &[u8], single: SingleShard) -> Result<Option<&[u8]>> {
+/// Where the only inner chunk of a shard is in it; `None` if it is absent.
+fn inner_chunk(stored: &[u8], single: SingleShard) -> Result<Option<std::ops::Range<usize>>> {
     let damaged = |error: ShardError| Error::corrupt(error.to_string());
     let len = stored.len() as u64;
     let range = index_range(single.location, len, 1, single.crc32c).map_err(damaged)?;
@@ -491,7 +621,7 @@ fn inner_chunk(stored: &[u8], single: SingleShard) -> Result<Option<&[u8]>> {
     let index = ShardIndex::parse(index, 1, single.endian, single.crc32c, len).map_err(damaged)?;
     let Some((offset, len)) = index.entry(0) else { return Ok(None) };
     let range = usize_of(offset)?..usize_of(offset + len)?;
-    stored.get(range).map(Some).ok_or_else(|| Error::corrupt("the shard's index points beyond the shard"))
+    stored.get(range.clone()).map(|_| Some(range)).ok_or_else(|| Error::corrupt("the shard's index points beyond the shard"))
 }
 
 fn expect_len(found: u64, expected: u64) -> Result<()> {
@@ -504,9 +634,9 @@ fn expect_len(found: u64, expected: u64) -> Result<()> {
 }
 
 /// The bytes of a unit within those of the read that brought it.
-pub(super) fn part_of_read(read: &[u8], offset: u64, len: u64) -> Result<&[u8]> {
-    let end = offset.checked_add(len).ok_or_else(|| Error::bug("a unit lies outside its read"))?;
-    read.get(usize_of(offset)?..usize_of(end)?).ok_or_else(|| Error::bug("a unit lies outside its read"))
+pub(super) fn part_of_read(read: &[u8], offset: u64, len: u64) -> Result<Stored<'_>> {
+    let part = Stored::all(read).part(usize_of(offset)?, usize_of(len)?);
+    part.ok_or_else(|| Error::bug("a unit lies outside its read"))
 }
 
 fn usize_of(value: u64) -> Result<usize> {

@@ -3,7 +3,7 @@
 //! ```text
 //!   Checkpoint::open ──► Target (rules) ──► Plan ──► Engine::load ──► Job ──► State
 //!     catalog.rs           target.rs     plan::build   work.rs, drive.rs,    job.rs  state.rs
-//!                                                      land.rs
+//!                                                      land.rs, carry.rs, devices.rs
 //! ```
 //!
 //! This folder and `cli` drive I/O; everything before it is told what the bytes are.
@@ -13,6 +13,8 @@ mod catalog;
 mod checkpoint;
 pub mod convert;
 mod database;
+mod carry;
+mod devices;
 pub mod diff;
 mod drive;
 mod engine;
@@ -34,6 +36,7 @@ pub use api::{Load, LoadedItem, Save, load, load_async, load_items, metadata, op
 pub use catalog::{LeafInfo, LeafKind, SavedSpec};
 pub use checkpoint::{Checkpoint, LeafMetadata, Metadata, OpenOptions};
 pub use database::Database;
+pub use devices::DeviceStartup;
 pub use engine::{Engine, EngineOptions};
 pub use job::{Job, Progress};
 pub use rows::{Row, RowView};

@@ -10,11 +10,11 @@ use ndarray::ArrayViewD;
 use super::save::Loaded;
 use super::value::Value;
 use crate::dtype::DType;
-use crate::error::{Error, Result};
+use crate::error::{Error, ErrorKind, Result};
 use crate::io::Buffer;
 use crate::keypath::KeyPath;
 use crate::layout::orbax::metadata::Container;
-use crate::place::Element;
+use crate::place::{DeviceMemory, Download, Element, Memory};
 use crate::plan::{Device, Sharding};
 use crate::shape::Region;
 
@@ -74,7 +74,9 @@ pub struct Shard {
     /// Which elements of the array.
     pub region: Region,
     pub(super) dtype: DType,
-    pub(super) data: Arc<Buffer>,
+    pub(super) memory: Arc<Memory>,
+    /// Who brings it to the host, if it is on a device.
+    pub(super) download: Option<Arc<dyn Download>>,
 }
 
 /// What a load did.
@@ -94,6 +96,8 @@ pub struct Report {
     pub bytes_unverified: u64,
     /// The most host memory held at once: results and staging, by the engine's own count.
     pub peak_host_bytes: u64,
+    /// The most memory of GPUs held at once, of all of them together: results and staging, by the engine's own count.
+    pub peak_device_bytes: u64,
     /// Requests made.
     pub requests: u64,
     /// Lossy elements of every leaf that has any.
@@ -176,20 +180,49 @@ impl Array {
 }
 
 impl Shard {
-    /// The elements, row-major, little-endian; sub-byte types one byte an element.
+    /// The elements, row-major, little-endian; sub-byte types one byte an element. Empty if the shard is on a device:
+    /// [`to_host`](Self::to_host) brings it here.
     pub fn bytes(&self) -> &[u8] {
-        &self.data
+        match &*self.memory {
+            Memory::Host(buffer) => buffer,
+            Memory::Device(_) => &[],
+        }
     }
 
     /// The same, shared: the memory lives as long as the state or any of these do.
     pub fn shared_bytes(&self) -> Bytes {
-        Bytes::from_owner(Loaded(Arc::clone(&self.data)))
+        Bytes::from_owner(Loaded(Arc::clone(&self.memory)))
+    }
+
+    /// The device memory that holds the elements, row-major, if the shard is on a device: an address, a length and a stream.
+    /// Everything is there: any stream may use it at once. An engine's own memory lives as long as the state or any shard does.
+    pub fn device_memory(&self) -> Option<&DeviceMemory> {
+        match &*self.memory {
+            Memory::Host(_) => None,
+            Memory::Device(memory) => Some(memory),
+        }
+    }
+
+    /// The elements in host memory: shared if they are there, copied from the device otherwise.
+    ///
+    /// # Errors
+    /// No host memory, or a device that fails.
+    pub fn to_host(&self) -> Result<Bytes> {
+        let (Memory::Device(memory), Some(download)) = (&*self.memory, &self.download) else {
+            return Ok(self.shared_bytes());
+        };
+        let len = usize::try_from(memory.len()).map_err(|_| Error::bug("a shard is larger than the address space"))?;
+        let mut buffer = Buffer::zeroed(len)?;
+        #[allow(unsafe_code)]
+        // SAFETY: the shard's own memory, which is complete and kept; of a caller's memory the caller has promised it.
+        unsafe { download.download(memory.pointer(), &mut buffer) }?;
+        Ok(Bytes::from_owner(Loaded(Arc::new(Memory::Host(buffer)))))
     }
 
     /// The elements as values.
     ///
     /// # Errors
-    /// A Rust type that does not hold this element type.
+    /// A Rust type that does not hold this element type, or a shard on a device.
     pub fn as_slice<T: Element>(&self) -> Result<&[T]> {
         if !T::holds(self.dtype) {
             return Err(Error::invalid("the shard has another element type")
@@ -197,11 +230,16 @@ impl Shard {
                 .found(std::any::type_name::<T>())
                 .hint("load with a cast, or view the bytes"));
         }
-        if self.data.is_empty() {
+        let Memory::Host(buffer) = &*self.memory else {
+            return Err(Error::new(ErrorKind::Device, "the shard is not in host memory")
+                .found(self.device)
+                .hint("`to_host` copies it; `device_memory` says where it is"));
+        };
+        if buffer.is_empty() {
             // An empty shard has no memory, and so no alignment.
             return Ok(&[]);
         }
-        bytemuck::try_cast_slice(&self.data)
+        bytemuck::try_cast_slice(buffer)
             .map_err(|error| Error::invalid(format!("the memory cannot be viewed: {error}")))
     }
 

@@ -6,22 +6,25 @@ use std::sync::{Arc, Condvar, Mutex};
 use std::time::{Duration, Instant};
 
 use super::checkpoint::Checkpoint;
+use super::devices::Gpus;
 use super::job::{Count, Job, Shared, Status};
-use super::land::{Landing, StageCount};
+use super::land::{Landing, StageCount, Target as Memories};
 use super::resolve::Assembled;
 use super::state::{Array, Leaf, Report, Shard, Stage, Stages, State};
 use super::target::Target;
 use crate::dtype::CastPolicy;
 use crate::error::{Error, ErrorKind, Result};
-use crate::io::{Buffer, Root};
+use crate::io::{Ring, Root};
 use crate::keypath::KeyPath;
-use crate::plan::{Limits, Plan};
+use crate::place::Memory;
+use crate::plan::{Limits, Plan, PlannedShard};
 use crate::transform::cpu::SharedBytes;
 
 /// A load as the driver gets it.
 pub(super) struct Work {
     pub(super) landing: Arc<Landing>,
-    memory: Vec<Arc<Buffer>>,
+    memory: Vec<Arc<Memory>>,
+    gpus: Gpus,
     pub(super) root: Arc<Root>,
     leaves: Vec<(KeyPath, Assembled)>,
     /// For every planned leaf the implementation of the PRNG key that it is the data of.
@@ -52,18 +55,18 @@ impl Work {
         target: &Target,
         plan: Plan,
         (start, planned): (Instant, Duration),
-        memory: Vec<Buffer>,
+        memory: Vec<Memory>,
+        (gpus, ring): (Gpus, &Arc<Ring>),
         limits: Limits,
     ) -> Result<(Self, Job)> {
-        let zeroed: Vec<bool> = memory.iter().map(Buffer::starts_zeroed).collect();
+        let zeroed = |memory: &Memory| matches!(memory, Memory::Host(buffer) if buffer.starts_zeroed());
+        let zeroed: Vec<bool> = memory.iter().map(zeroed).collect();
+        let targets = targets(&plan, &memory, &gpus)?;
         #[allow(unsafe_code)]
-        // SAFETY: each pointer is the start of a buffer that lives in `memory`, inside this work or inside arrays that are
-        // handed out only when complete; the landing is dropped before or with the work.
-        let landing = unsafe {
-            let targets = memory.iter().map(|buffer| SharedBytes::new(buffer.as_mut_ptr(), buffer.len())).collect();
-            Landing::new(plan, targets, &zeroed)
-        };
-        (0..memory.len()).for_each(|shard| landing.initialise(shard));
+        // SAFETY: each target is memory that lives in `memory`, inside this work or inside arrays that are handed out only when
+        // complete, or that its owner keeps; the landing is dropped before or with the work.
+        let landing = unsafe { Landing::new(plan, targets, &zeroed) };
+        landing.initialise(ring)?;
         let count = Count {
             bytes_read: AtomicU64::new(0),
             bytes_total: landing.plan.bytes_requested(),
@@ -88,6 +91,7 @@ impl Work {
         let work = Self {
             landing: Arc::new(landing),
             memory: memory.into_iter().map(Arc::new).collect(),
+            gpus,
             root: checkpoint.root(),
             leaves,
             key_impls,
@@ -106,12 +110,16 @@ impl Work {
     fn array(&self, leaf: usize) -> Array {
         let planned = &self.landing.plan.leaves[leaf];
         let local = planned.parts.iter().enumerate().filter_map(|(position, part)| Some((position, part, part.shard?)));
-        let shards = local.map(|(position, part, shard)| Shard {
-            position,
-            device: planned.sharding.mesh.devices()[position].device,
-            region: part.region.clone(),
-            dtype: planned.dtype,
-            data: Arc::clone(&self.memory[shard as usize]),
+        let shards = local.map(|(position, part, shard)| {
+            let device = planned.sharding.mesh.devices()[position].device;
+            Shard {
+                position,
+                device,
+                region: part.region.clone(),
+                dtype: planned.dtype,
+                memory: Arc::clone(&self.memory[shard as usize]),
+                download: device.gpu().and_then(|ordinal| self.gpus.get(ordinal)).map(|gpu| gpu.downloader()),
+            }
         });
         Array {
             path: planned.path.clone(),
@@ -170,8 +178,10 @@ impl Work {
             bytes: count.bytes.load(Ordering::Relaxed),
         };
         let (mut decode, transform) = (stage(&self.landing.decode), stage(&self.landing.transform));
-        decode.blocked = (loading * self.limits.workers).saturating_sub(decode.busy + transform.busy);
+        let copy = stage(&self.landing.copy);
+        decode.blocked = (loading * self.limits.workers).saturating_sub(decode.busy + transform.busy + copy.busy);
         let lossy = (0..plan.leaves.len()).map(|leaf| (plan.leaves[leaf].path.to_string(), self.landing.lossy(leaf)));
+        let (staged, locked) = self.gpus.held_bytes();
         let scratch = if decode.bytes > 0 { u64::from(self.limits.workers) * self.limits.slot_bytes } else { 0 };
         Report {
             elapsed: self.opened + self.start.elapsed(),
@@ -180,7 +190,8 @@ impl Work {
             bytes_read: done.read.bytes + plan.bytes_inline(),
             bytes_decoded: plan.bytes_decoded(),
             bytes_unverified: self.landing.bytes_unverified(),
-            peak_host_bytes: plan.result_bytes() + done.staging_peak_bytes + scratch,
+            peak_host_bytes: plan.result_bytes() + done.staging_peak_bytes + scratch + locked,
+            peak_device_bytes: plan.gpu_bytes().iter().map(|(_, bytes)| bytes).sum::<u64>() + staged,
             requests: done.requests,
             lossy: lossy.filter(|(_, count)| *count > 0).collect(),
             skipped: self.skipped.clone(),
@@ -192,7 +203,7 @@ impl Work {
                 read: done.read,
                 decode,
                 transform,
-                copy: Stage::default(),
+                copy,
             },
         }
     }
@@ -208,6 +219,29 @@ impl Drop for Work {
         // Reached without a result only if the driver panicked or ended early: nobody may wait for ever.
         self.status.publish(Err(engine_dropped()));
     }
+}
+
+/// What the landing writes to: the memory of every shard, with its device. From here on the devices' work comes after what callers
+/// have given their own streams.
+fn targets(plan: &Plan, memory: &[Memory], gpus: &Gpus) -> Result<Vec<Memories>> {
+    let mut followed: Vec<(u32, u64)> = Vec::new();
+    let mut target = |(shard, memory): (&PlannedShard, &Memory)| match (memory, plan.device(shard).gpu()) {
+        #[allow(unsafe_code)]
+        // SAFETY: a buffer's own memory, which lives as long as the load; see `Work::new`.
+        (Memory::Host(buffer), None) => Ok(Memories::Host(unsafe { SharedBytes::new(buffer.as_mut_ptr(), buffer.len()) })),
+        (Memory::Device(memory), Some(ordinal)) => {
+            let gpu = gpus.of(ordinal)?;
+            if memory.is_foreign() && !memory.is_empty() && !followed.contains(&(ordinal, memory.stream())) {
+                #[allow(unsafe_code)]
+                // SAFETY: who made the memory's description promises a live stream, and this is the thread that called.
+                unsafe { gpu.follow(memory.stream()) }?;
+                followed.push((ordinal, memory.stream()));
+            }
+            Ok(Memories::Device(Arc::clone(gpu), memory.span()))
+        }
+        _ => Err(Error::bug("a shard has memory of another kind than its device")),
+    };
+    plan.shards.iter().zip(memory).map(&mut target).collect()
 }
 
 /// What a load ends with whose engine is gone.

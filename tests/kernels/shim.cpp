@@ -1,5 +1,5 @@
 // The kernels compiled for the host: a launch is a loop over blocks and threads, possible because no kernel has a barrier.
-// tests/kernels.rs loads this as a shared library.
+// tests/kernels.rs and the simulated driver (tests/fakecuda) load this as a shared library.
 
 #include "place.cu"
 
@@ -24,6 +24,28 @@ LAUNCH(touchdown_cast)
 LAUNCH(touchdown_copy)
 LAUNCH(touchdown_transpose)
 LAUNCH(touchdown_fill)
+
+// What a launch touches, for the simulated driver to check before it runs: the tables themselves, then the boxes in them.
+using Report = void (*)(void* who, u64 address, u64 bytes, u32 writes);
+
+extern "C" void table_spans(const Descriptor* table, const u64* first_tile, u32 boxes, Tally*, Report report, void* who) {
+    report(who, reinterpret_cast<u64>(table), boxes * sizeof(Descriptor), 0);
+    report(who, reinterpret_cast<u64>(first_tile), (boxes + 1) * sizeof(u64), 0);
+}
+
+extern "C" void box_spans(const Descriptor* table, const u64*, u32 boxes, Tally* tallies, Report report, void* who) {
+    for (u32 at = 0; at < boxes; at++) {
+        const Descriptor& box = table[at];
+        u64 source = 1, target = 1;
+        for (u32 dim = 0; dim < box.rank; dim++) {
+            source += (box.extent[dim] - 1) * box.source_stride[dim];
+            target += (box.extent[dim] - 1) * box.target_stride[dim];
+        }
+        report(who, box.source, source * box.source_unit, 0);
+        report(who, box.target, target * box.target_unit, 1);
+        report(who, reinterpret_cast<u64>(tallies + box.counter), sizeof(Tally), 1);
+    }
+}
 
 // The layout of the shared types, for the host to compare: sizes, then the offset of each field in order.
 extern "C" u64 layout(u64* out) {

@@ -9,7 +9,7 @@
 
 pub mod dump;
 
-use std::ffi::OsStr;
+use std::ffi::{OsStr, OsString};
 use std::fs::{self, File};
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::io::Write;
@@ -64,6 +64,34 @@ pub fn compiler_python(test: &str) -> Option<PathBuf> {
             panic!("{test}: no NVRTC: {reason}; {SKIP_KERNELS_VARIABLE}=1 skips the tests that need a compiler")
         }
     }
+}
+
+/// The kernels as a library of the host, compiled anew.
+///
+/// # Errors
+/// No C++ compiler.
+///
+/// # Panics
+/// If the sources do not compile.
+pub fn kernels_of_the_host() -> Result<PathBuf, String> {
+    let library = scratch("kernels").join("kernels.so");
+    let named = std::env::var_os("CXX").into_iter();
+    let compilers: Vec<OsString> = named.chain(["c++", "g++", "clang++"].map(OsString::from)).collect();
+    for compiler in &compilers {
+        let run = Command::new(compiler)
+            // Elements of many types are read from one buffer, which strict aliasing forbids and devices do not know.
+            .args(["-std=c++14", "-O2", "-Wall", "-Wextra", "-Werror", "-fno-strict-aliasing", "-fPIC", "-shared"])
+            .arg("-I")
+            .arg(repository().join("kernels"))
+            .arg(repository().join("tests/kernels/shim.cpp"))
+            .arg("-o")
+            .arg(&library)
+            .output();
+        let Ok(output) = run else { continue };
+        assert!(output.status.success(), "{compiler:?}:\n{}", String::from_utf8_lossy(&output.stderr));
+        return Ok(library);
+    }
+    Err(format!("none of the C++ compilers {compilers:?} was found"))
 }
 
 /// Whether a variable is set to something other than nothing and 0.

@@ -13,7 +13,7 @@ use crate::error::{Error, Result};
 use crate::keypath::KeyPath;
 use crate::layout::orbax::metadata::{Container, ValueType};
 use crate::layout::orbax::sharding::SavedMesh;
-use crate::place::Element;
+use crate::place::{Element, Memory};
 use crate::plan::{Device, Mesh, Sharding, Spec};
 use crate::shape::{Region, byte_count, element_count};
 use crate::tree::{Array, Checkpoint, Leaf, State, Value};
@@ -375,11 +375,14 @@ scalars! {
     String => Text;
 }
 
-/// A loaded shard's memory as shared bytes.
-pub(in crate::tree) struct Loaded(pub(in crate::tree) Arc<crate::io::Buffer>);
+/// A loaded shard's host memory as shared bytes.
+pub(in crate::tree) struct Loaded(pub(in crate::tree) Arc<Memory>);
 
 impl AsRef<[u8]> for Loaded {
     fn as_ref(&self) -> &[u8] {
-        &self.0
+        match &*self.0 {
+            Memory::Host(buffer) => buffer,
+            Memory::Device(_) => &[],
+        }
     }
 }

@@ -1,0 +1,73 @@
+//! Devices of a build without them: there are none, so nothing here can be called.
+
+use std::sync::Arc;
+
+use super::parcel::{Counted, Parcel, Span};
+use super::{DeviceMemory, Download, ShardSpec};
+use crate::error::{Error, ErrorKind, Result};
+use crate::io::Pinner;
+
+/// See `cuda/gpu.rs`.
+#[derive(Debug)]
+pub(crate) enum Gpu {}
+
+/// See `cuda/delivery.rs`.
+#[derive(Debug)]
+pub(crate) struct Delivery<'g>(&'g Gpu);
+
+/// See `cuda/gpu.rs`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Staging {
+    pub(crate) slot_bytes: usize,
+    pub(crate) workers: usize,
+}
+
+impl Gpu {
+    pub(crate) fn open(ordinal: u32, _: Staging) -> Result<Arc<Self>> {
+        Err(Error::new(ErrorKind::Device, "this build has no CUDA support")
+            .found(format_args!("cuda:{ordinal}"))
+            .hint("use `--devices cpu:N`, or build with the feature `cuda`"))
+    }
+
+    pub(crate) fn ordinal(&self) -> u32 {
+        match *self {}
+    }
+
+    pub(crate) unsafe fn start<'g>(&'g self, _: &[Parcel<'_>]) -> Result<Delivery<'g>> {
+        match *self {}
+    }
+
+    pub(crate) unsafe fn copy_from(&self, _: Span, _: Span, _: &Self) -> Result<()> {
+        match *self {}
+    }
+
+    pub(crate) fn reach(&self, _: &Self) -> Result<()> {
+        match *self {}
+    }
+
+    pub(crate) unsafe fn follow(&self, _: u64) -> Result<()> {
+        match *self {}
+    }
+
+    pub(crate) fn held_bytes(&self) -> (u64, u64) {
+        match *self {}
+    }
+
+    pub(crate) fn pinner(&self) -> Arc<dyn Pinner> {
+        match *self {}
+    }
+
+    pub(crate) fn downloader(&self) -> Arc<dyn Download> {
+        match *self {}
+    }
+
+    pub(crate) fn prepare(self: &Arc<Self>, _: &[&ShardSpec]) -> Result<Vec<DeviceMemory>> {
+        match **self {}
+    }
+}
+
+impl Delivery<'_> {
+    pub(crate) fn finish(self) -> Result<Vec<Counted>> {
+        match *self.0 {}
+    }
+}

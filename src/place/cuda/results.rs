@@ -1,0 +1,73 @@
+//! Memory for shards: looked for before anything is read, and taken in few pieces.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use super::Gpu;
+use crate::error::{Error, ErrorKind, Result};
+use crate::limits::{DEVICE_SLAB_BYTES, DEVICE_SLAB_SHARD_BYTES_MAX};
+use crate::place::{DeviceMemory, ShardSpec};
+
+impl Gpu {
+    /// Memory for all shards of a load that are this device's, in their order. Large ones get memory of their own, which is given
+    /// back as soon as they are dropped; the others share slabs.
+    ///
+    /// # Errors
+    /// Less free memory than shards and staging need: nothing is allocated then.
+    pub(crate) fn prepare(self: &Arc<Self>, shards: &[&ShardSpec]) -> Result<Vec<DeviceMemory>> {
+        self.expect_room(shards)?;
+        let mut slabs: Vec<(u64, Vec<usize>)> = Vec::new();
+        let mut memory: Vec<DeviceMemory> = Vec::new();
+        for (index, shard) in shards.iter().enumerate() {
+            // Filled in below; an empty shard has no memory.
+            memory.push(DeviceMemory::empty(self.stream()));
+            let bytes = aligned(shard.bytes);
+            match slabs.last_mut() {
+                _ if bytes == 0 => {}
+                Some((filled, members)) if bytes <= DEVICE_SLAB_SHARD_BYTES_MAX && *filled + bytes <= DEVICE_SLAB_BYTES => {
+                    *filled += bytes;
+                    members.push(index);
+                }
+                _ => slabs.push((bytes, vec![index])),
+            }
+        }
+        for (bytes, members) in slabs {
+            let bytes = usize::try_from(bytes).map_err(|_| Error::bug("a slab is larger than the address space"))?;
+            let (mut pointer, hold) = self.allocate(bytes).map_err(|error| error.at("leaf", &shards[members[0]].path))?;
+            for index in members {
+                let len = shards[index].bytes;
+                memory[index] = DeviceMemory::held(pointer, len, self.stream(), Arc::clone(&hold));
+                pointer += aligned(len);
+            }
+        }
+        Ok(memory)
+    }
+
+    fn expect_room(&self, shards: &[&ShardSpec]) -> Result<()> {
+        let results: u64 = shards.iter().map(|shard| aligned(shard.bytes)).sum();
+        let staging = self.lane_bytes_missing();
+        let free = self.free_bytes()?;
+        if results.saturating_add(staging) <= free {
+            return Ok(());
+        }
+        let mut leaves: BTreeMap<String, u64> = BTreeMap::new();
+        for shard in shards {
+            *leaves.entry(shard.path.to_string()).or_default() += shard.bytes;
+        }
+        let mut leaves: Vec<(String, u64)> = leaves.into_iter().collect();
+        leaves.sort_by(|(a_path, a), (b_path, b)| b.cmp(a).then_with(|| a_path.cmp(b_path)));
+        Err(Error::new(ErrorKind::OutOfMemory, "the shards do not fit the device's free memory")
+            .at("device", format_args!("cuda:{}", self.ordinal()))
+            .expected(format_args!("{results} bytes for shards and {staging} bytes for staging"))
+            .found(format_args!("{free} bytes free"))
+            .lines(leaves.into_iter().map(|(path, bytes)| format!("{path}: {bytes} bytes")))
+            .hint("load fewer leaves (`--only`), a narrower type (`--cast`), or onto more devices"))
+    }
+}
+
+/// What memory of a shard takes in a slab: the driver's own alignment.
+fn aligned(bytes: u64) -> u64 {
+    bytes.next_multiple_of(DEVICE_ALIGN)
+}
+
+const DEVICE_ALIGN: u64 = 256;

@@ -26,8 +26,8 @@ pub(crate) struct Carried {
     pub(crate) route: Route,
     /// The shard's memory.
     pub(crate) target: Span,
-    /// Whom its lossy elements are counted for.
-    pub(crate) leaf: u32,
+    /// The shard, for which lossy elements are counted.
+    pub(crate) shard: u32,
 }
 
 /// Memory of a device.
@@ -39,11 +39,11 @@ pub(crate) struct Span {
     pub(crate) len: u64,
 }
 
-/// What was counted for a leaf.
+/// What was counted for a shard.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Counted {
-    /// The leaf.
-    pub(crate) leaf: u32,
+    /// The shard.
+    pub(crate) shard: u32,
     /// How many elements were lossy, and how many invalid.
     pub(crate) tally: Tally,
 }

@@ -128,6 +128,7 @@ impl<'a> Planner<'a> {
                         bytes,
                         init: None,
                         copy_of: None,
+                        counted_elsewhere: false,
                     });
                     id(self.shards.len() - 1)
                 });
@@ -139,6 +140,8 @@ impl<'a> Planner<'a> {
         let mut shards: Vec<((Region, Option<u32>), u32)> = shard_of.into_iter().collect();
         shards.sort_unstable_by_key(|(_, shard)| *shard);
         for ((region, gpu), shard) in &shards {
+            let on_host = shards.iter().any(|((other, on), _)| other == region && on.is_none());
+            self.shards[*shard as usize].counted_elsewhere = gpu.is_some() && on_host;
             // Of replicas on several GPUs one is loaded, a different one for every leaf, and the others are copies of it.
             let equal: Vec<u32> =
                 shards.iter().filter(|((other, on), _)| other == region && on.is_some()).map(|(_, shard)| *shard).collect();

@@ -217,6 +217,8 @@ pub struct PlannedShard {
     pub init: Option<Vec<u8>>,
     /// The equal shard of another GPU that it is copied from once that is complete; no unit goes to it then.
     pub copy_of: Option<u32>,
+    /// Whether a shard in host memory has the same elements, so that lossy ones are counted there.
+    pub counted_elsewhere: bool,
 }
 
 /// What units of one stored array have in common.

@@ -177,11 +177,14 @@ fn deliver(devices: &[(&Arc<Gpu>, Vec<Parcel<'_>>)]) -> Result<Vec<Counted>> {
 impl Landing {
     /// Takes in what devices have counted.
     fn count(&self, counted: &[Counted]) -> Result<()> {
-        for Counted { leaf, tally } in counted {
-            self.lossy[*leaf as usize].fetch_add(tally.lossy, Ordering::Relaxed);
+        for Counted { shard, tally } in counted {
+            let planned = &self.plan.shards[*shard as usize];
+            if !planned.counted_elsewhere {
+                self.lossy[planned.leaf as usize].fetch_add(tally.lossy, Ordering::Relaxed);
+            }
             if tally.invalid > 0 {
                 return Err(Error::corrupt("bools are stored as something else than 0 or 1")
-                    .at("leaf", &self.plan.leaves[*leaf as usize].path)
+                    .at("leaf", &self.plan.leaves[planned.leaf as usize].path)
                     .found(format_args!("{} of them", tally.invalid)));
             }
         }

@@ -122,7 +122,7 @@ impl Landing {
     /// Writes the padding element wherever shards are not covered by units; blank memory needs no zeros.
     pub(super) fn initialise(&self, ring: &Arc<Ring>) -> Result<()> {
         let mut carrier = Carrier::new(self, ring);
-        for (shard, planned) in self.plan.shards.iter().enumerate() {
+        for (shard_id, (shard, planned)) in (0..).zip(self.plan.shards.iter().enumerate()) {
             let Some(element) = planned.init.as_deref().filter(|_| !self.blank[shard]) else { continue };
             match &self.targets[shard] {
                 Target::Host(target) => {
@@ -141,7 +141,7 @@ impl Landing {
                         target_start: 0,
                         convert: Convert { from: dtype, to: dtype, swap: false, policy: CastPolicy::Saturate },
                     };
-                    let whole = Carried { op, route: Route::Kernel, target: *target, leaf: planned.leaf };
+                    let whole = Carried { op, route: Route::Kernel, target: *target, shard: shard_id };
                     carrier.take(Place::Stored(Stored::all(element)), gpu, vec![whole]);
                 }
             }
@@ -299,8 +299,8 @@ impl Landing {
                     moved += placement.region.volume() * convert.to.size() as u64;
                 }
                 Target::Device(gpu, target) => {
-                    let leaf = self.plan.shards[shard].leaf;
-                    let one = (placement, Carried { op, route: Route::Kernel, target: *target, leaf });
+                    let carried_box = Carried { op, route: Route::Kernel, target: *target, shard: placement.shard };
+                    let one = (placement, carried_box);
                     match carried.iter_mut().find(|(have, _)| Arc::ptr_eq(have, gpu)) {
                         Some((_, boxes)) => boxes.push(one),
                         None => carried.push((gpu, vec![one])),

@@ -31,7 +31,7 @@ pub(crate) struct Delivery<'g> {
     packed: usize,
     /// Boxes for the next launch.
     queued: Vec<Queued>,
-    /// The leaf of every tally of the launch at work.
+    /// The shard of every tally of the launch at work.
     launched: Vec<u32>,
     /// Whether anything was given to the streams since they were waited for.
     at_work: bool,
@@ -44,7 +44,7 @@ struct Queued {
     op: Op,
     source: Span,
     target: Span,
-    leaf: u32,
+    shard: u32,
 }
 
 impl<'g> Delivery<'g> {
@@ -181,7 +181,7 @@ impl<'g> Delivery<'g> {
             let start = room.as_ptr();
             self.packed = (at + len).next_multiple_of(STAGING_ALIGN).min(PACK_BYTES);
             if lossy > 0 {
-                self.counted.push(Counted { leaf: carried.leaf, tally: Tally { lossy, invalid: 0 } });
+                self.counted.push(Counted { shard: carried.shard, tally: Tally { lossy, invalid: 0 } });
             }
             let pointer = self.send_from(start, len)?;
             let there = Op {
@@ -247,7 +247,7 @@ impl<'g> Delivery<'g> {
             // What is staged stays where it is.
             self.launch().and_then(|()| self.wait()).map_err(|error| self.gpu.failed(error))?;
         }
-        self.queued.push(Queued { op, source, target: carried.target, leaf: carried.leaf });
+        self.queued.push(Queued { op, source, target: carried.target, shard: carried.shard });
         Ok(())
     }
 
@@ -267,9 +267,9 @@ impl<'g> Delivery<'g> {
         let (Some(lane), gpu) = (&mut self.lane, self.gpu) else { return Ok(()) };
         self.launched.clear();
         let mut placements = Vec::with_capacity(queued.len());
-        for Queued { op, source, target, leaf } in &queued {
-            if self.launched.last() != Some(leaf) {
-                self.launched.push(*leaf);
+        for Queued { op, source, target, shard } in &queued {
+            if self.launched.last() != Some(shard) {
+                self.launched.push(*shard);
             }
             placements.push(Placement {
                 op,
@@ -332,9 +332,11 @@ impl<'g> Delivery<'g> {
             current.wait(&lane.launched)?;
         }
         self.at_work = false;
-        let tallies: &[Tally] = bytemuck::cast_slice(&lane.host_tables[TABLE_BYTES..]);
-        for (leaf, tally) in self.launched.drain(..).zip(tallies).filter(|(_, tally)| **tally != Tally::default()) {
-            self.counted.push(Counted { leaf, tally: *tally });
+        // The tables are aligned to pages, and what comes back to words.
+        let results = &lane.host_tables[TABLE_BYTES..][..self.launched.len() * size_of::<Tally>()];
+        let tallies: &[Tally] = bytemuck::try_cast_slice(results).unwrap_or_default();
+        for (shard, tally) in self.launched.drain(..).zip(tallies).filter(|(_, tally)| **tally != Tally::default()) {
+            self.counted.push(Counted { shard, tally: *tally });
         }
         Ok(())
     }

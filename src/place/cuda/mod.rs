@@ -16,7 +16,7 @@
 //! events), gives everything to the streams, waits for the lane's event and returns the lane: while one worker waits, others
 //! decode and give. Staging is therefore a slot a worker, whatever the checkpoint's size, and nothing is allocated on the way.
 //!
-//! Must not know: files, formats, leaves (they are numbers here).
+//! Must not know: files, formats, arrays (a shard is a number here).
 
 mod delivery;
 mod driver;

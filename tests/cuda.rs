@@ -14,7 +14,6 @@
 mod simulated;
 mod support;
 
-use std::path::Path;
 use std::sync::Arc;
 
 use simulated::{Machine, Simulator};
@@ -36,6 +35,11 @@ fn gpus(count: u32) -> Vec<Device> {
 
 fn logical(ordinal: u32, count: u32) -> Vec<Device> {
     (0..count).map(|logical| Device::Cuda { ordinal, logical: Some(logical) }).collect()
+}
+
+/// Everything on every device.
+fn onto(target: Target, devices: impl IntoIterator<Item = Device>) -> Target {
+    target.on(&Mesh::line(devices).unwrap()).otherwise(Otherwise::Replicate)
 }
 
 /// Bytes that do not repeat.
@@ -85,12 +89,12 @@ fn tree() -> Tree {
     tree
 }
 
-fn saved(compression: Compression, ocdbt: bool) -> (tempfile::TempDir, Checkpoint) {
+fn saved(compression: Compression) -> (tempfile::TempDir, Checkpoint) {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("ckpt");
     let leaf = LeafOptions { compression: Some(compression), ..LeafOptions::default() };
     let checksum = (compression == Compression::None).then_some(false);
-    touchdown::save(&path, &tree(), &SaveOptions { ocdbt, leaf, checksum, zarr: Format::V3, ..SaveOptions::default() })
+    touchdown::save(&path, &tree(), &SaveOptions { leaf, checksum, zarr: Format::V3, ..SaveOptions::default() })
         .unwrap();
     let checkpoint = touchdown::open(&path).unwrap();
     (dir, checkpoint)
@@ -131,8 +135,8 @@ fn meshes_of_devices_hold_what_meshes_of_processors_hold() {
     let test = "meshes_of_devices_hold_what_meshes_of_processors_hold";
     let Some(simulator) = Simulator::start(test, Machine::default()) else { return };
     let mut compared = 0;
-    for (compression, ocdbt) in [(Compression::None, true), (Compression::Zstd { level: 1 }, true), (Compression::Zstd { level: 1 }, false)] {
-        let (_dir, checkpoint) = saved(compression, ocdbt);
+    for compression in [Compression::None, Compression::Zstd { level: 1 }] {
+        let (_dir, checkpoint) = saved(compression);
         for (a, b, devices) in [
             (1, 1, gpus(1)),
             (2, 1, gpus(2)),
@@ -157,6 +161,327 @@ fn meshes_of_devices_hold_what_meshes_of_processors_hold() {
         }
     }
     println!("{compared} bytes compared");
+}
+
+#[test]
+fn many_small_arrays_are_few_copies_and_launches() {
+    let test = "many_small_arrays_are_few_copies_and_launches";
+    let Some(simulator) = Simulator::start(test, Machine::default()) else { return };
+    for compression in [Compression::None, Compression::Zstd { level: 1 }] {
+        let (_dir, checkpoint) = saved(compression);
+        for cast in [false, true] {
+            let engine = Engine::new(options()).unwrap();
+            let target = || {
+                let target = checkpoint.target().only(["small/**"]);
+                if cast { target.cast([("**", DType::BFloat16)]) } else { target }
+            };
+            simulator.fail("*", 0, 0);
+            let got = engine.load(&checkpoint, &onto(target(), gpus(1))).unwrap().wait().unwrap();
+            let (launches, copies) = (simulator.count("cuLaunchKernel"), simulator.count("cuMemcpyHtoDAsync_v2"));
+            println!("{compression:?}, cast {cast}: 200 arrays in {launches} launches and {copies} copies");
+            assert!(launches <= 12 && copies <= 30, "{launches} launches, {copies} copies");
+            let want = engine.load(&checkpoint, &target()).unwrap().wait().unwrap();
+            assert_same(&want, &got, "small");
+        }
+    }
+}
+
+#[test]
+fn replicas_are_read_once_and_copied_between_devices() {
+    let test = "replicas_are_read_once_and_copied_between_devices";
+    let Some(simulator) = Simulator::start(test, Machine { delay_us: 300, ..Machine::default() }) else { return };
+    let (_dir, checkpoint) = saved(Compression::None);
+    let engine = Engine::new(options()).unwrap();
+    let load = |count: u32| {
+        let target = onto(checkpoint.target().only(["params/embed"]), gpus(count));
+        simulator.fail("*", 0, 0);
+        let state = engine.load(&checkpoint, &target).unwrap().wait().unwrap();
+        let uploads = simulator.count("cuMemcpyHtoDAsync_v2");
+        (state, uploads, simulator.count("cuMemcpyPeerAsync"))
+    };
+    let (one, uploads_for_one, none) = load(1);
+    let (four, uploads_for_four, peers) = load(4);
+    assert_eq!((uploads_for_one, none, peers), (uploads_for_four, 0, 3));
+    assert_eq!(one.report().bytes_read, four.report().bytes_read);
+    let (one, four) = (contents(&one), contents(&four));
+    assert!(four.len() == 4 && four.iter().all(|shard| shard.3 == one[0].3));
+}
+
+#[test]
+fn too_little_device_memory_is_said_before_anything_is_read() {
+    let test = "too_little_device_memory_is_said_before_anything_is_read";
+    let machine = Machine { memory_bytes: 3 << 20, ..Machine::default() };
+    let Some(simulator) = Simulator::start(test, machine) else { return };
+    let (_dir, checkpoint) = saved(Compression::None);
+    let engine = Engine::new(options()).unwrap();
+    simulator.fail("*", 0, 0);
+    let error = engine.load(&checkpoint, &onto(checkpoint.target(), gpus(1))).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::OutOfMemory, "{error:?}");
+    let text = format!("{error:?}");
+    assert!(text.contains("params/embed: 1310720 bytes") && text.contains("cuda:0") && text.contains("free"), "{text}");
+    assert_eq!((simulator.count("cuMemcpyHtoDAsync_v2"), simulator.count("cuMemAlloc_v2")), (0, 0));
+    // What fits is loaded by the same engine.
+    let target = onto(checkpoint.target().only(["small/**"]), gpus(1));
+    engine.load(&checkpoint, &target).unwrap().wait().unwrap();
+    drop(engine);
+    assert_eq!(simulator.report(), "");
+}
+
+#[test]
+fn results_outlive_their_engine_and_free_themselves() {
+    let test = "results_outlive_their_engine_and_free_themselves";
+    let Some(simulator) = Simulator::start(test, Machine::default()) else { return };
+    let (_dir, checkpoint) = saved(Compression::Zstd { level: 1 });
+    let engine = Engine::new(options()).unwrap();
+    let want = engine.load(&checkpoint, &checkpoint.target()).unwrap().wait().unwrap();
+    let got = engine.load(&checkpoint, &onto(checkpoint.target(), gpus(1))).unwrap().wait().unwrap();
+    let report = got.report();
+    let (own, simulated) = (report.peak_device_bytes, simulator.peak_bytes(0));
+    assert!(own <= simulated && simulated - own < 256 * 300, "{own} reported, {simulated} taken");
+    drop(engine);
+    assert_same(&want, &got, "after the engine");
+    assert!(simulator.report().contains("bytes of device 0"), "{}", simulator.report());
+    let one = got.array("params/embed").unwrap().shards()[0].clone();
+    drop(got);
+    assert_eq!(one.to_host().unwrap().len(), 512 * 640 * 4);
+    drop(one);
+    assert_eq!(simulator.report(), "");
+}
+
+#[test]
+fn a_load_that_is_dropped_leaves_nothing_and_the_next_succeeds() {
+    let test = "a_load_that_is_dropped_leaves_nothing_and_the_next_succeeds";
+    let Some(simulator) = Simulator::start(test, Machine { delay_us: 500, ..Machine::default() }) else { return };
+    let (_dir, checkpoint) = saved(Compression::Zstd { level: 1 });
+    let engine = Engine::new(options()).unwrap();
+    let target = || onto(checkpoint.target(), gpus(2));
+    for arrays in 0..4 {
+        let mut job = engine.load(&checkpoint, &target()).unwrap();
+        assert_eq!(job.by_ref().take(arrays).count(), arrays);
+        drop(job);
+    }
+    let got = engine.load(&checkpoint, &target()).unwrap().wait().unwrap();
+    let want = engine.load(&checkpoint, &onto(checkpoint.target(), Device::cpus(2))).unwrap().wait().unwrap();
+    assert_same(&want, &got, "after drops");
+    drop((engine.load(&checkpoint, &target()).unwrap(), engine, got));
+    assert_eq!(simulator.report(), "");
+}
+
+#[test]
+fn arrays_are_whole_when_they_are_handed_out_in_the_callers_order() {
+    let test = "arrays_are_whole_when_they_are_handed_out_in_the_callers_order";
+    let Some(simulator) = Simulator::start(test, Machine { delay_us: 1000, ..Machine::default() }) else { return };
+    let (_dir, checkpoint) = saved(Compression::Zstd { level: 1 });
+    let engine = Engine::new(options()).unwrap();
+    let want = engine.load(&checkpoint, &checkpoint.target()).unwrap().wait().unwrap();
+    let order = ["params/dense/**", "params/embed", "small/1*", "other/**"];
+    let target = onto(checkpoint.target().order(order), gpus(2));
+    let mut job = engine.load(&checkpoint, &target).unwrap();
+    let mut last = 0;
+    for array in job.by_ref() {
+        let path = array.path.to_string();
+        let rank = order.iter().position(|pattern| path.starts_with(pattern.trim_end_matches('*'))).unwrap_or(4);
+        assert!(rank >= last, "{path} comes after arrays of {}", order[last.min(3)]);
+        last = rank;
+        // Read at once, on a stream of its own.
+        let expected = want.array(&path).unwrap().shards()[0].bytes();
+        assert!(array.shards().iter().all(|shard| shard.to_host().unwrap() == expected), "{path} is not whole");
+    }
+    job.wait().unwrap();
+    drop(engine);
+    assert_eq!(simulator.report(), "");
+}
+
+#[test]
+fn bools_that_are_none_are_refused_on_devices_too() {
+    let test = "bools_that_are_none_are_refused_on_devices_too";
+    let Some(simulator) = Simulator::start(test, Machine::default()) else { return };
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("bad.safetensors");
+    let header = r#"{"b":{"dtype":"BOOL","shape":[4],"data_offsets":[0,4]}}"#;
+    let bytes = [&(header.len() as u64).to_le_bytes()[..], header.as_bytes(), &[0, 1, 2, 1]].concat();
+    std::fs::write(&file, bytes).unwrap();
+    let checkpoint = touchdown::open(&file).unwrap();
+    let engine = Engine::new(options()).unwrap();
+    let on = |devices| engine.load(&checkpoint, &onto(checkpoint.target(), devices)).unwrap().wait();
+    let (cpu, gpu) = (on(Device::cpus(1)).unwrap_err(), on(gpus(1)).unwrap_err());
+    assert_eq!((cpu.kind(), gpu.kind()), (ErrorKind::Corrupt, ErrorKind::Corrupt), "{cpu:?} {gpu:?}");
+    drop(engine);
+    assert_eq!(simulator.report(), "");
+}
+
+/// Memory that a program has allocated on a stream of its own, as frameworks do, and still writes to when it calls the load.
+struct Lent<'s> {
+    simulator: &'s Simulator,
+    device: usize,
+    stream: usize,
+    pointers: Vec<(u64, u64)>,
+}
+
+impl Destination for Lent<'_> {
+    fn prepare(&mut self, shards: &[ShardSpec]) -> touchdown::Result<Vec<Memory>> {
+        let simulator = self.simulator;
+        let allocate = simulator.symbol::<unsafe extern "C" fn(*mut u64, usize, usize) -> u32>("cuMemAllocAsync");
+        let set = simulator.symbol::<unsafe extern "C" fn(u64, u8, usize, usize) -> u32>("cuMemsetD8Async");
+        let lend = |shard: &ShardSpec| {
+            let mut pointer = 0;
+            if shard.bytes > 0 {
+                // SAFETY: the driver's signatures; the context is current.
+                let codes = unsafe {
+                    let code = allocate(&mut pointer, shard.bytes as usize, self.stream);
+                    (code, set(pointer, 0x55, shard.bytes as usize, self.stream))
+                };
+                assert_eq!(codes, (0, 0));
+                self.pointers.push((pointer, shard.bytes));
+            }
+            // SAFETY: the memory lives until `Lent` is dropped, after the load and its results.
+            Ok(Memory::Device(unsafe { DeviceMemory::new(pointer, shard.bytes, self.stream as u64) }))
+        };
+        shards.iter().map(lend).collect()
+    }
+}
+
+impl<'s> Lent<'s> {
+    fn new(simulator: &'s Simulator, device: usize) -> Self {
+        let retain = simulator.symbol::<unsafe extern "C" fn(*mut usize, i32) -> u32>("cuDevicePrimaryCtxRetain");
+        let push = simulator.symbol::<unsafe extern "C" fn(usize) -> u32>("cuCtxPushCurrent_v2");
+        let create = simulator.symbol::<unsafe extern "C" fn(*mut usize, u32) -> u32>("cuStreamCreate");
+        let (mut context, mut stream) = (0, 0);
+        // SAFETY: the driver's signatures.
+        let codes = unsafe { (retain(&mut context, device as i32), push(context), create(&mut stream, 1)) };
+        assert_eq!(codes, (0, 0, 0));
+        Self { simulator, device, stream, pointers: Vec::new() }
+    }
+}
+
+impl Drop for Lent<'_> {
+    fn drop(&mut self) {
+        let free = self.simulator.symbol::<unsafe extern "C" fn(u64, usize) -> u32>("cuMemFreeAsync");
+        let wait = self.simulator.symbol::<unsafe extern "C" fn(usize) -> u32>("cuStreamSynchronize");
+        let destroy = self.simulator.symbol::<unsafe extern "C" fn(usize) -> u32>("cuStreamDestroy_v2");
+        let pop = self.simulator.symbol::<unsafe extern "C" fn(*mut usize) -> u32>("cuCtxPopCurrent_v2");
+        let release = self.simulator.symbol::<unsafe extern "C" fn(i32) -> u32>("cuDevicePrimaryCtxRelease_v2");
+        // SAFETY: the driver's signatures, and what `new` and `prepare` have made.
+        unsafe {
+            for (pointer, _) in &self.pointers {
+                free(*pointer, self.stream);
+            }
+            wait(self.stream);
+            destroy(self.stream);
+            pop(&mut 0);
+            release(self.device as i32);
+        }
+    }
+}
+
+#[test]
+fn lent_device_memory_is_filled_behind_the_lenders_own_work() {
+    let test = "lent_device_memory_is_filled_behind_the_lenders_own_work";
+    let Some(simulator) = Simulator::start(test, Machine { delay_us: 400, ..Machine::default() }) else { return };
+    // The driver has to be started before the lender uses it.
+    assert_eq!(touchdown::place::probe_cuda().count(), 8);
+    let (_dir, checkpoint) = saved(Compression::None);
+    let engine = Engine::new(options()).unwrap();
+    let want = engine.load(&checkpoint, &checkpoint.target()).unwrap().wait().unwrap();
+    let mut lent = Lent::new(&simulator, 3);
+    let device = Device::Cuda { ordinal: 3, logical: None };
+    let target = onto(checkpoint.target(), [device]);
+    let got = engine.load_to(&checkpoint, &target, &mut lent).unwrap().wait().unwrap();
+    assert_same(&want, &got, "lent");
+    let addresses: Vec<u64> = lent.pointers.iter().map(|(pointer, _)| *pointer).collect();
+    let used: Vec<u64> = got
+        .leaves()
+        .filter_map(|(_, leaf)| if let Leaf::Array(array) = leaf { array.shards()[0].device_memory() } else { None })
+        .filter(|memory| !memory.is_empty())
+        .map(DeviceMemory::pointer)
+        .collect();
+    assert!(used.iter().all(|pointer| addresses.contains(pointer)) && used.len() == addresses.len());
+    drop((got, engine, lent));
+    assert_eq!(simulator.report(), "");
+}
+
+/// A load that takes every way there is.
+fn every_way(checkpoint: &Checkpoint) -> Target {
+    let mesh = Mesh::new([("a", 2)], [gpus(2)].concat()).unwrap();
+    checkpoint
+        .target()
+        .only(["params/**", "small/00*", "other/bool"])
+        .shard(&mesh, [("params/embed", spec![_, "a"]), ("params/narrow", spec![_, "a"]), ("params/cube", spec!["a"])])
+        .otherwise(Otherwise::Replicate)
+        .shape([("params/dense/kernel", vec![300, 370])])
+        .pad(1.5)
+        .cast([("params/narrow", DType::BFloat16), ("params/cube", DType::Float32)])
+}
+
+#[test]
+fn every_call_of_the_driver_may_fail() {
+    let Some(simulator) = Simulator::start("every_call_of_the_driver_may_fail", Machine::default()) else { return };
+    let (_dir, checkpoint) = saved(Compression::Zstd { level: 1 });
+    let run = || {
+        let engine = Engine::new(options())?;
+        let state = engine.load(&checkpoint, &every_way(&checkpoint))?.wait()?;
+        let contents = state.array("params/embed")?.shards()[0].to_host()?;
+        Ok::<_, touchdown::Error>((engine, state, contents))
+    };
+    simulator.fail("*", 0, 0);
+    let (engine, state, embed) = run().unwrap();
+    drop((engine, state));
+    assert_eq!(simulator.report(), "");
+    let calls = simulator.calls();
+    let route = |entry: &str| assert!(calls.iter().any(|(name, _)| name == entry), "no load calls {entry}");
+    ["cuMemcpy2DAsync_v2", "cuMemcpyPeerAsync", "cuLaunchKernel", "cuMemHostRegister_v2"].map(route);
+    let (mut failed, mut survived) = (0, 0);
+    for (entry, count) in calls.into_iter().filter(|(entry, _)| entry != "cuGetErrorName") {
+        // The first calls, then ever fewer.
+        let mut nth = 1;
+        while nth <= count {
+            simulator.reset(Machine::default());
+            simulator.fail(&entry, nth, 999);
+            let outcome = run();
+            let what = format!("call {nth} of {count} of {entry}");
+            let fired = !simulator.fault_waits();
+            match outcome {
+                Err(error) => {
+                    assert!(fired, "{what}: {error:?}");
+                    assert_eq!(error.kind(), ErrorKind::Device, "{what}: {error:?}");
+                    assert!(error.to_string().contains("cuda:"), "{what}: {error}");
+                    failed += 1;
+                }
+                Ok((engine, state, contents)) => {
+                    assert!(contents == embed, "{what}: other bytes");
+                    drop((engine, state));
+                    survived += 1;
+                }
+            }
+            assert_eq!(simulator.report(), "", "{what} leaks");
+            simulator.fail("*", 0, 0);
+            let (engine, state, contents) = run().unwrap_or_else(|error| panic!("after {what}: {error:?}"));
+            assert!(contents == embed, "after {what}");
+            drop((engine, state));
+            nth += 1 + nth / 6;
+        }
+    }
+    println!("{failed} loads ended with an error, {survived} did not need the call that failed");
+    assert!(failed > 100);
+}
+
+#[test]
+fn an_engine_loads_again_after_a_failure() {
+    let Some(simulator) = Simulator::start("an_engine_loads_again_after_a_failure", Machine::default()) else { return };
+    let (_dir, checkpoint) = saved(Compression::None);
+    let engine = Engine::new(options()).unwrap();
+    let load = || engine.load(&checkpoint, &every_way(&checkpoint)).and_then(touchdown::Job::wait);
+    let want = contents(&load().unwrap());
+    for entry in ["cuMemcpyHtoDAsync_v2", "cuLaunchKernel", "cuEventSynchronize", "cuMemAlloc_v2", "cuMemcpy2DAsync_v2"] {
+        simulator.fail(entry, 1, 999);
+        assert_eq!(load().unwrap_err().kind(), ErrorKind::Device, "{entry}");
+        assert!(contents(&load().unwrap()) == want, "after {entry}");
+    }
+    // Memory that runs out although it was free a moment ago.
+    simulator.fail("cuMemAlloc_v2", 1, 2);
+    assert_eq!(load().unwrap_err().kind(), ErrorKind::OutOfMemory);
+    drop(engine);
+    assert_eq!(simulator.report(), "");
 }
 
 type Layout = fn(&Checkpoint, &Arc<Mesh>) -> Target;

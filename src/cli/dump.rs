@@ -81,7 +81,7 @@ fn array_row(
             Some((_, name)) => name.clone(),
             None => {
                 let name = format!("{number}.{}.bin", shard.position);
-                write(&name, shard.bytes())?;
+                write(&name, &shard.to_host()?)?;
                 written.push((&region.extent, name.clone()));
                 name
             }

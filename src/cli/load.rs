@@ -13,7 +13,7 @@ use super::options::{EngineArgs, SourceArgs, TargetArgs};
 use super::output;
 use crate::error::Result;
 use crate::plan::explain::human_bytes;
-use crate::tree::{Engine, Job, Report, Stage, State};
+use crate::tree::{DeviceStartup, Engine, Job, Report, Stage, State};
 
 pub(super) const EXAMPLE: &str = "\
 Example:
@@ -50,9 +50,9 @@ pub(super) fn run(args: &Args, quiet: bool) -> Result<ExitCode> {
     }
     let report = state.report();
     if args.json {
-        output::json(&document(&state, report))?;
+        output::json(&document(&state, report, engine.device_startup()))?;
     } else {
-        output::text(&summary(&state, report))?;
+        output::text(&summary(&state, report, engine.device_startup()))?;
     }
     Ok(ExitCode::SUCCESS)
 }
@@ -74,7 +74,7 @@ fn watch(job: Job) -> Result<State> {
 }
 
 /// The JSON object of `load`, schema 1.
-fn document(state: &State, report: &Report) -> Json {
+fn document(state: &State, report: &Report, startup: DeviceStartup) -> Json {
     let stage = |stage: &Stage| json!({"busy": stage.busy.as_secs_f64(), "blocked": stage.blocked.as_secs_f64(), "bytes": stage.bytes});
     let devices = report.devices.iter().map(|(device, bytes)| json!({"device": device.to_string(), "bytes": bytes}));
     let paths = |paths: &[crate::keypath::KeyPath]| paths.iter().map(ToString::to_string).collect::<Vec<_>>();
@@ -87,12 +87,12 @@ fn document(state: &State, report: &Report) -> Json {
         "bytes_decoded": report.bytes_decoded,
         "bytes_unverified": report.bytes_unverified,
         "peak_host_bytes": report.peak_host_bytes,
-        "peak_device_bytes": 0,
+        "peak_device_bytes": report.peak_device_bytes,
         "leaves": state.leaves().len(),
         "lossy": report.lossy,
         "skipped": paths(&report.skipped),
         "missing": paths(&report.missing),
-        "startup": {"cuda": 0.0, "pin": 0.0},
+        "startup": {"cuda": startup.cuda.as_secs_f64(), "pin": startup.pin.as_secs_f64()},
         "stages": {
             "open": stage(&report.stages.open),
             "plan": stage(&report.stages.plan),
@@ -105,7 +105,7 @@ fn document(state: &State, report: &Report) -> Json {
     })
 }
 
-fn summary(state: &State, report: &Report) -> String {
+fn summary(state: &State, report: &Report, startup: DeviceStartup) -> String {
     let seconds = report.elapsed.as_secs_f64();
     let rate = report.bytes_logical as f64 / seconds.max(1e-9) / f64::from(1u32 << 30);
     let mut text = format!(
@@ -122,6 +122,11 @@ fn summary(state: &State, report: &Report) -> String {
         human_bytes(report.bytes_unverified)
     );
     text += &format!("peak host memory {}\n", human_bytes(report.peak_host_bytes));
+    if report.peak_device_bytes > 0 {
+        let (cuda, pin) = (startup.cuda.as_secs_f64(), startup.pin.as_secs_f64());
+        text += &format!("peak device memory {}\n", human_bytes(report.peak_device_bytes));
+        text += &format!("before that: {cuda:.3} s to start devices, {pin:.3} s to lock staging memory\n");
+    }
     for (device, bytes) in &report.devices {
         text += &format!("  {device}  {}\n", human_bytes(*bytes));
     }

@@ -8,11 +8,12 @@ use serde::Deserialize;
 
 use super::rules;
 use crate::dtype::{CastPolicy, DType};
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::{Error, Result};
 use crate::io::Io;
 use crate::keypath::KeyPath;
 use crate::layout::StepChoice;
 use crate::limits::{CPU_DEVICES_MAX, WORKERS_MAX};
+use crate::place::gpus;
 use crate::plan::{Device, Mesh, Sharding, Spec, Verify};
 use crate::tree::{Checkpoint, EngineOptions, Missing, OpenOptions, Otherwise, Pattern, Row, RowView, Target, Value};
 
@@ -429,8 +430,9 @@ pub(super) fn devices(text: &str) -> Result<Vec<Device>> {
             .expected("cpu:N, cuda:0-3, cuda:0,2, cuda:0*4 or auto")
     };
     if text == "auto" {
-        // This version lands on CPU devices; GPUs are only probed (`doctor`).
-        return Ok(Device::cpus(1));
+        // Whatever is wrong with a driver, here it means that there are no GPUs; `doctor` says what.
+        let gpus = gpus();
+        return Ok(if gpus.is_empty() { Device::cpus(1) } else { gpus });
     }
     let number = |text: &str| text.trim().parse::<u32>().ok();
     let mut devices = Vec::new();
@@ -465,23 +467,22 @@ pub(super) fn devices(text: &str) -> Result<Vec<Device>> {
             devices.extend((first..=last).map(|ordinal| Device::Cuda { ordinal, logical: None }));
         }
     }
-    if let Some(gpu) = devices.iter().find(|device| !device.is_host()) {
-        return Err(Error::new(ErrorKind::Device, "this version lands on CPU devices only")
-            .found(gpu)
-            .hint("use `--devices cpu:N`; `touchdown doctor` shows the GPUs"));
-    }
     Ok(devices)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::error::ErrorKind;
 
     #[test]
     fn devices_parse() {
         assert_eq!(devices("cpu:2").unwrap(), [Device::Cpu(0), Device::Cpu(1)]);
         assert_eq!(devices("cpu:0").unwrap_err().kind(), ErrorKind::Invalid);
-        assert_eq!(devices("cuda:0-3").unwrap_err().kind(), ErrorKind::Device);
+        let gpu = |ordinal, logical| Device::Cuda { ordinal, logical };
+        assert_eq!(devices("cuda:0-2").unwrap(), [gpu(0, None), gpu(1, None), gpu(2, None)]);
+        assert_eq!(devices("cuda:0,2,cpu:1").unwrap(), [gpu(0, None), gpu(2, None), Device::Cpu(0)]);
+        assert_eq!(devices("cuda:1*2").unwrap(), [gpu(1, Some(0)), gpu(1, Some(1))]);
         assert_eq!(devices("cuda:3-0").unwrap_err().kind(), ErrorKind::Invalid);
         assert_eq!(devices("tpu:0").unwrap_err().kind(), ErrorKind::Invalid);
         assert_eq!(axes("data=2, model=4").unwrap(), [("data".to_owned(), 2), ("model".to_owned(), 4)]);

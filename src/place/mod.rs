@@ -26,7 +26,7 @@ pub(crate) use absent::{Delivery, Gpu, Staging};
 #[cfg(feature = "cuda")]
 pub(crate) use cuda::{Delivery, Gpu, Staging};
 pub use host::{Element, HostDestination};
-pub use probe::{CudaProbe, probe_cuda};
+pub use probe::{CudaProbe, gpus, probe_cuda};
 
 use std::any::Any;
 use std::sync::Arc;

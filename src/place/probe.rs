@@ -2,6 +2,8 @@
 
 use std::fmt;
 
+use crate::plan::Device;
+
 /// What was found.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum CudaProbe {
@@ -66,6 +68,12 @@ impl fmt::Display for CudaProbe {
             Self::Devices { driver, names } => write!(f, "driver for CUDA {}: {}", version(driver), names.join(", ")),
         }
     }
+}
+
+/// All GPUs of this machine, in the order of their ordinals; none, whatever is wrong with its driver.
+pub fn gpus() -> Vec<Device> {
+    let count = u32::try_from(probe_cuda().count()).unwrap_or(0);
+    (0..count).map(|ordinal| Device::Cuda { ordinal, logical: None }).collect()
 }
 
 /// Looks for a driver.

@@ -197,7 +197,15 @@ impl Landing {
         if array.codecs.is_empty() || !unit.whole {
             expect_len(stored.len as u64, unit.decoded_bytes)?;
             let lies = Lies { strides: strides(&unit.shape), skip_bytes: unit.skip };
-            return self.place(unit, array, &unit.placements, &lies, Place::Stored(stored), carrier);
+            let mut place = Place::Stored(stored);
+            let small = stored.len as u64 <= self.plan.limits.slot_bytes;
+            if matches!(unit.source, Source::Inline(_)) && small && self.goes_to_devices(unit) {
+                // A value of the metadata lies alone in memory that is not locked: here it crosses with its neighbours.
+                let (gathered, room) = carrier.room(stored.len)?;
+                room.copy_from_slice(stored.bytes());
+                place = gathered;
+            }
+            return self.place(unit, array, &unit.placements, &lies, place, carrier);
         }
         if let Some(target) = self.direct(unit, array) {
             let start = Instant::now();
@@ -348,6 +356,10 @@ impl Landing {
         let wanted: Vec<(&Placement, Elements)> = boxes.iter().map(|one| (one.0, elements(one))).collect();
         let ways = routes(&unit.shape, &slab, &wanted, device);
         boxes.into_iter().zip(ways).map(|((_, carried), route)| Carried { route, ..carried }).collect()
+    }
+
+    fn goes_to_devices(&self, unit: &Unit) -> bool {
+        unit.placements.iter().any(|placement| self.on_device(placement.shard as usize).is_some())
     }
 
     /// The device and the memory of a shard, if it is on one.

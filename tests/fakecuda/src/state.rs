@@ -98,10 +98,19 @@ pub(crate) fn start() -> Result<(), Code> {
     let mut state = locked(&STATE);
     if state.is_none() {
         *state = Some(State::new(Config::from_env()));
+        // SAFETY: the function is this library's, which stays loaded: drivers are not unloaded.
+        unsafe { libc::atexit(report_at_exit) };
     }
     match state.as_ref().map_or(0, |state| state.config.init) {
         0 => Ok(()),
         code => Err(code),
+    }
+}
+
+/// Writes what a program has left alive into the file that `FAKECUDA_REPORT` names.
+extern "C" fn report_at_exit() {
+    if let (Some(file), Ok(state)) = (std::env::var_os("FAKECUDA_REPORT"), state()) {
+        let _ = std::fs::write(file, state.report());
     }
 }
 

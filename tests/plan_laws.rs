@@ -168,6 +168,7 @@ fn options(tape: &mut Tape<'_>) -> EngineOptions {
     EngineOptions {
         // From the smallest that is taken: slots of 64 KiB.
         staging_bytes: (64 << 10) * 2 * (threads + 3) * (1 + tape.below(4)),
+        device_staging_bytes: EngineOptions::default().device_staging_bytes,
         threads: threads as usize,
         reader_threads: 1 + tape.below(3) as usize,
         merge_gap_bytes: tape.one_of(&[0, 1, 9, 200, 5_000, 1 << 30]),

@@ -7,6 +7,7 @@
     clippy::expect_used,
     clippy::panic,
     clippy::print_stdout,
+    clippy::print_stderr,
     reason = "tests fail by panicking and say what they compared; the driver is called through C"
 )]
 
@@ -145,7 +146,7 @@ fn meshes_of_devices_hold_what_meshes_of_processors_hold() {
             (2, 2, [Device::cpus(2), gpus(2)].concat()),
             (3, 2, [logical(1, 2), gpus(1), Device::cpus(3)].concat()),
         ] {
-            simulator.reset(Machine { delay_us: 200, seed: compared as u64 + 1, ..Machine::default() });
+            simulator.reset(Machine { delay_us: 100, seed: compared as u64 + 1, ..Machine::default() });
             let cpu = Engine::new(options()).unwrap();
             let gpu = Engine::new(options()).unwrap();
             let cpus = Mesh::new([("a", a), ("b", b)], Device::cpus((a * b) as u32)).unwrap();
@@ -153,7 +154,11 @@ fn meshes_of_devices_hold_what_meshes_of_processors_hold() {
             for (what, build) in LAYOUTS {
                 let what = format!("{what} on {a}x{b} {devices:?} from {compression:?}");
                 let want = cpu.load(&checkpoint, &build(&checkpoint, &cpus)).unwrap().wait().unwrap();
-                let got = gpu.load(&checkpoint, &build(&checkpoint, &mesh)).unwrap().wait().unwrap_or_else(|e| panic!("{what}: {e:?}"));
+                let got = gpu
+                    .load(&checkpoint, &build(&checkpoint, &mesh))
+                    .unwrap()
+                    .wait()
+                    .unwrap_or_else(|e| panic!("{what}: {e:?}"));
                 compared += assert_same(&want, &got, &what);
             }
             drop((cpu, gpu));
@@ -428,8 +433,9 @@ fn every_call_of_the_driver_may_fail() {
     drop((engine, state));
     assert_eq!(simulator.report(), "");
     let calls = simulator.calls();
-    let route = |entry: &str| assert!(calls.iter().any(|(name, _)| name == entry), "no load calls {entry}");
-    ["cuMemcpy2DAsync_v2", "cuMemcpyPeerAsync", "cuLaunchKernel", "cuMemHostRegister_v2"].map(route);
+    for entry in ["cuMemcpy2DAsync_v2", "cuMemcpyPeerAsync", "cuLaunchKernel", "cuMemHostRegister_v2"] {
+        assert!(calls.iter().any(|(name, _)| name == entry), "no load calls {entry}");
+    }
     let (mut failed, mut survived) = (0, 0);
     for (entry, count) in calls.into_iter().filter(|(entry, _)| entry != "cuGetErrorName") {
         // The first calls, then ever fewer.
@@ -472,7 +478,8 @@ fn an_engine_loads_again_after_a_failure() {
     let engine = Engine::new(options()).unwrap();
     let load = || engine.load(&checkpoint, &every_way(&checkpoint)).and_then(touchdown::Job::wait);
     let want = contents(&load().unwrap());
-    for entry in ["cuMemcpyHtoDAsync_v2", "cuLaunchKernel", "cuEventSynchronize", "cuMemAlloc_v2", "cuMemcpy2DAsync_v2"] {
+    for entry in ["cuMemcpyHtoDAsync_v2", "cuLaunchKernel", "cuEventSynchronize", "cuMemAlloc_v2", "cuMemcpy2DAsync_v2"]
+    {
         simulator.fail(entry, 1, 999);
         assert_eq!(load().unwrap_err().kind(), ErrorKind::Device, "{entry}");
         assert!(contents(&load().unwrap()) == want, "after {entry}");
@@ -516,7 +523,8 @@ const LAYOUTS: [(&str, Layout); 5] = [
         ])
     }),
     ("columns", |checkpoint, mesh| {
-        let rules = [("params/embed", spec![_, "a"]), ("params/narrow", spec![_, "a"]), ("params/cube", spec!["b", _, "a"])];
+        let rules =
+            [("params/embed", spec![_, "a"]), ("params/narrow", spec![_, "a"]), ("params/cube", spec!["b", _, "a"])];
         checkpoint.target().shard(mesh, rules).otherwise(Otherwise::Replicate)
     }),
     ("transposed, padded", |checkpoint, mesh| {

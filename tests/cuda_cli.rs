@@ -6,6 +6,7 @@
     clippy::expect_used,
     clippy::panic,
     clippy::print_stdout,
+    clippy::print_stderr,
     reason = "tests fail by panicking and say what they compared"
 )]
 
@@ -28,7 +29,7 @@ const TIMEOUT: Duration = Duration::from_secs(60);
 /// Runs the program with these variables.
 fn run<A: AsRef<OsStr>>(args: &[A], variables: &[(&str, &OsStr)]) -> Output {
     let mut command = program(args);
-    variables.iter().for_each(|(name, value)| drop(command.env(name, value)));
+    command.envs(variables.iter().copied());
     finish(command, TIMEOUT)
 }
 
@@ -90,7 +91,11 @@ fn auto_takes_all_gpus_or_a_processor_and_nothing_else_does() {
     for (args, variables, says) in [
         (["--devices", "cuda:0"], &none[..], "/nonexistent"),
         (["--devices", "cuda:7"], &simulated[..], "cuda:7"),
-        (["--devices", "cuda:0"], &[simulated[0], simulated[1], ("FAKECUDA_MEMORY", OsStr::new("200000"))], "bytes free"),
+        (
+            ["--devices", "cuda:0"],
+            &[simulated[0], simulated[1], ("FAKECUDA_MEMORY", OsStr::new("200000"))],
+            "bytes free",
+        ),
         // The committed kernels are for CUDA 9 and later, which every driver that is taken knows; this one has no kernels at all.
         (["--devices", "cuda:0"], &simulated[..1], "CUDA_ERROR_NOT_FOUND"),
     ] {
@@ -111,7 +116,8 @@ fn fixtures_land_on_devices_as_on_processors() {
         let name = path.file_name().unwrap().to_string_lossy().into_owned();
         let checkpoint = path.join("ckpt");
         let dump = |devices: &str, more: &[&str], to: &Path| {
-            let mut args = vec!["load", checkpoint.to_str().unwrap(), "--devices", devices, "--dump", to.to_str().unwrap()];
+            let mut args =
+                vec!["load", checkpoint.to_str().unwrap(), "--devices", devices, "--dump", to.to_str().unwrap()];
             args.extend_from_slice(more);
             let variables = [
                 ("TOUCHDOWN_LIBCUDA", files.driver.as_os_str()),
@@ -123,11 +129,14 @@ fn fixtures_land_on_devices_as_on_processors() {
             run(&args, &variables)
         };
         let mut taken = false;
-        for (number, more) in [&[][..], &["--spec", "**=device"], &["--cast", "**@float=bfloat16", "--spec", "**=_,device"]]
-            .into_iter()
-            .enumerate()
+        for (number, more) in
+            [&[][..], &["--spec", "**=device"], &["--cast", "**@float=bfloat16", "--spec", "**=_,device"]]
+                .into_iter()
+                .enumerate()
         {
-            for (count, devices) in [(1, "cuda:3"), (2, "cpu:1,cuda:0"), (8, "cuda:0-7"), (8, "cuda:0*3,cuda:1-2,cpu:3")] {
+            for (count, devices) in
+                [(1, "cuda:3"), (2, "cpu:1,cuda:0"), (8, "cuda:0-7"), (8, "cuda:0*3,cuda:1-2,cpu:3")]
+            {
                 let cpu = folder.join(format!("{name}-{number}-cpu{count}"));
                 if !cpu.join("dump.json").exists() && dump(&format!("cpu:{count}"), more, &cpu).code != Some(0) {
                     // Not for this layout, or not at all: other tests say why.

@@ -18,6 +18,7 @@ mod absent;
 #[allow(unsafe_code)]
 mod cuda;
 mod host;
+#[cfg_attr(not(feature = "cuda"), allow(dead_code, reason = "only devices read it"))]
 pub(crate) mod parcel;
 mod probe;
 

@@ -2,7 +2,6 @@
 
 use crate::plan::route::Route;
 use crate::transform::Op;
-use crate::transform::cuda::Tally;
 
 /// Decoded elements in host memory, and the boxes of them that a device wants.
 #[derive(Debug)]
@@ -44,8 +43,10 @@ pub(crate) struct Span {
 pub(crate) struct Counted {
     /// The shard.
     pub(crate) shard: u32,
-    /// How many elements were lossy, and how many invalid.
-    pub(crate) tally: Tally,
+    /// How many elements were lossy.
+    pub(crate) lossy: u64,
+    /// How many stored bools were neither 0 nor 1.
+    pub(crate) invalid: u64,
 }
 
 impl<'a> Parcel<'a> {

@@ -143,8 +143,11 @@ impl<'a> Planner<'a> {
             let on_host = shards.iter().any(|((other, on), _)| other == region && on.is_none());
             self.shards[*shard as usize].counted_elsewhere = gpu.is_some() && on_host;
             // Of replicas on several GPUs one is loaded, a different one for every leaf, and the others are copies of it.
-            let equal: Vec<u32> =
-                shards.iter().filter(|((other, on), _)| other == region && on.is_some()).map(|(_, shard)| *shard).collect();
+            let equal: Vec<u32> = shards
+                .iter()
+                .filter(|((other, on), _)| other == region && on.is_some())
+                .map(|(_, shard)| *shard)
+                .collect();
             match equal.get(leaf as usize % equal.len().max(1)) {
                 Some(first) if gpu.is_some() && first != shard => self.shards[*shard as usize].copy_of = Some(*first),
                 _ => self.demand(&want, region, *shard)?,

@@ -85,7 +85,8 @@ impl<'s> Carrier<'s> {
             None => self.ring.slot()?,
         };
         let slot = self.slot.insert(slot);
-        let room = slot.get_mut(self.filled..self.filled + len).ok_or_else(|| Error::bug("a unit does not fit a slot"))?;
+        let room =
+            slot.get_mut(self.filled..self.filled + len).ok_or_else(|| Error::bug("a unit does not fit a slot"))?;
         Ok((Place::Scratch(self.filled, len), room))
     }
 
@@ -140,7 +141,8 @@ impl<'s> Carrier<'s> {
         let mut bytes = 0;
         for Waiting { place, gpu, boxes } in waiting {
             let Stored { memory, start, len } = self.stored(place);
-            let size = |carried: &Carried| carried.op.extent.iter().product::<u64>() * carried.op.convert.to.size() as u64;
+            let size =
+                |carried: &Carried| carried.op.extent.iter().product::<u64>() * carried.op.convert.to.size() as u64;
             bytes += boxes.iter().map(size).sum::<u64>();
             let parcel = Parcel { memory, start, len, boxes };
             match devices.iter_mut().find(|(have, _)| Arc::ptr_eq(have, gpu)) {
@@ -177,15 +179,15 @@ fn deliver(devices: &[(&Arc<Gpu>, Vec<Parcel<'_>>)]) -> Result<Vec<Counted>> {
 impl Landing {
     /// Takes in what devices have counted.
     fn count(&self, counted: &[Counted]) -> Result<()> {
-        for Counted { shard, tally } in counted {
+        for Counted { shard, lossy, invalid } in counted {
             let planned = &self.plan.shards[*shard as usize];
             if !planned.counted_elsewhere {
-                self.lossy[planned.leaf as usize].fetch_add(tally.lossy, Ordering::Relaxed);
+                self.lossy[planned.leaf as usize].fetch_add(*lossy, Ordering::Relaxed);
             }
-            if tally.invalid > 0 {
+            if *invalid > 0 {
                 return Err(Error::corrupt("bools are stored as something else than 0 or 1")
                     .at("leaf", &self.plan.leaves[planned.leaf as usize].path)
-                    .found(format_args!("{} of them", tally.invalid)));
+                    .found(format_args!("{invalid} of them")));
             }
         }
         Ok(())

@@ -94,7 +94,8 @@ impl Gpus {
     }
 
     pub(super) fn of(&self, ordinal: u32) -> Result<&Arc<Gpu>> {
-        self.get(ordinal).ok_or_else(|| Error::bug("a device was not started").at("device", format_args!("cuda:{ordinal}")))
+        self.get(ordinal)
+            .ok_or_else(|| Error::bug("a device was not started").at("device", format_args!("cuda:{ordinal}")))
     }
 
     /// Memory of devices, and locked host memory, that is used on the way, in bytes.

@@ -31,7 +31,8 @@ use super::work::Work;
 use crate::error::{Error, ErrorKind, Result};
 use crate::io::{self, Buffer, Io, Ring};
 use crate::limits::{
-    DEVICE_STAGING_BYTES_DEFAULT, MERGE_GAP_BYTES_DEFAULT, READER_THREADS_DEFAULT, SLOT_BYTES, SLOTS_MIN, STAGING_BYTES_DEFAULT,
+    DEVICE_STAGING_BYTES_DEFAULT, MERGE_GAP_BYTES_DEFAULT, READER_THREADS_DEFAULT, SLOT_BYTES, SLOTS_MIN,
+    STAGING_BYTES_DEFAULT,
 };
 use crate::place::{Destination, Memory, ShardSpec};
 use crate::plan::{Limits, Plan, Verify};
@@ -203,12 +204,7 @@ impl Engine {
         self.load_with(checkpoint, target, Some(to))
     }
 
-    fn load_with(
-        &self,
-        checkpoint: &Checkpoint,
-        target: &Target,
-        to: Option<&mut dyn Destination>,
-    ) -> Result<Job> {
+    fn load_with(&self, checkpoint: &Checkpoint, target: &Target, to: Option<&mut dyn Destination>) -> Result<Job> {
         let start = Instant::now();
         let plan = checkpoint.plan_within(target, self.limits)?;
         let planned = start.elapsed();
@@ -220,7 +216,8 @@ impl Engine {
             Some(to) => prepare(&plan, to)?,
             None => prepare(&plan, &mut OwnMemory(gpus.clone()))?,
         };
-        let (work, job) = Work::new(checkpoint, target, plan, (start, planned), memory, (gpus, self.devices.ring()), self.limits)?;
+        let (work, job) =
+            Work::new(checkpoint, target, plan, (start, planned), memory, (gpus, self.devices.ring()), self.limits)?;
         self.send(Request::Load(Box::new(work)))?;
         Ok(job)
     }
@@ -377,10 +374,13 @@ fn prepare(plan: &Plan, to: &mut dyn Destination) -> Result<Vec<Memory>> {
     for (memory, spec) in memory.iter().zip(&specs) {
         if spec.device.is_host() != matches!(memory, Memory::Host(_)) {
             let found = if spec.device.is_host() { "device memory" } else { "host memory" };
-            return Err(Error::new(ErrorKind::Device, "the destination gave memory of another kind than the device has")
-                .at("leaf", &spec.path)
-                .expected(format_args!("memory of {}", spec.device))
-                .found(found));
+            return Err(Error::new(
+                ErrorKind::Device,
+                "the destination gave memory of another kind than the device has",
+            )
+            .at("leaf", &spec.path)
+            .expected(format_args!("memory of {}", spec.device))
+            .found(found));
         }
         if memory.len() != spec.bytes {
             return Err(Error::invalid("the destination gave memory of the wrong size")

@@ -2,8 +2,8 @@
 
 use std::collections::HashMap;
 
-use super::checkpoint::ask;
 use super::carry::{Carrier, Stored};
+use super::checkpoint::ask;
 use super::land::{Landing, Target, decoder_cost, part_of_read};
 use crate::dtype::CastPolicy;
 use crate::error::{Error, Result};

@@ -5,17 +5,15 @@
 //! needs two slots. What goes to host memory is written there and then; what goes to devices a [`Carrier`] takes along.
 
 use std::collections::HashMap;
-use std::os::unix::fs::FileExt;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
 use super::carry::{Carrier, Place, Stored};
 use crate::decode::{self, Decoder};
-use crate::dtype::{CastPolicy, DType};
+use crate::dtype::CastPolicy;
 use crate::error::{Error, Result};
-use crate::io::{OpenFile, Ring, Root, Slot, read_error};
-use crate::limits::ZSTD_WINDOW_LOG_MAX;
+use crate::io::{Ring, Slot};
 use crate::place::Gpu;
 use crate::place::parcel::{Carried, Span};
 use crate::plan::route::{Elements, Route, routes};
@@ -178,9 +176,9 @@ impl Landing {
         }
         let stored = match (unit.indexed, array.single) {
             (true, Some(single)) => match inner_chunk(stored.bytes(), single)? {
-                Some(inner) => {
-                    stored.part(inner.start, inner.len()).ok_or_else(|| Error::bug("an inner chunk outside its shard"))?
-                }
+                Some(inner) => stored
+                    .part(inner.start, inner.len())
+                    .ok_or_else(|| Error::bug("an inner chunk outside its shard"))?,
                 None if array.every_chunk_stored => {
                     return Err(Error::not_found(
                         "a shard is empty, although the checkpoint says that every chunk is stored",
@@ -253,13 +251,7 @@ impl Landing {
     }
 
     /// Writes one element, in memory form, wherever the unit goes.
-    fn fill<'s>(
-        &'s self,
-        unit: &Unit,
-        array: &UnitArray,
-        element: &'s [u8],
-        carrier: &mut Carrier<'s>,
-    ) -> Result<()> {
+    fn fill<'s>(&'s self, unit: &Unit, array: &UnitArray, element: &'s [u8], carrier: &mut Carrier<'s>) -> Result<()> {
         let array = UnitArray { endian: Endian::Little, ..array.clone() };
         let mut placements = unit.placements.clone();
         // Zeros onto fresh zero pages would only make the system back them: a claimed shape must cost nothing.
@@ -287,7 +279,7 @@ impl Landing {
         let start = Instant::now();
         let mut moved = 0;
         let mut steps = Vec::with_capacity(placements.len());
-        let mut carried: Vec<(&'s Arc<Gpu>, Vec<(&Placement, Carried)>)> = Vec::new();
+        let mut carried: Vec<(&'s Arc<Gpu>, Vec<Wanted<'_>>)> = Vec::new();
         for placement in placements {
             let convert = self.convert(array, placement);
             let first: u64 = placement.region.start.iter().zip(&lies.strides).map(|(at, stride)| at * stride).sum();
@@ -335,7 +327,7 @@ impl Landing {
         &self,
         unit: &Unit,
         array: &UnitArray,
-        boxes: Vec<(&Placement, Carried)>,
+        boxes: Vec<Wanted<'_>>,
         lies: &Lies,
         bytes: usize,
     ) -> Vec<Carried> {
@@ -343,11 +335,9 @@ impl Landing {
         if !unit.shape.is_empty() && lies.strides.iter().all(|stride| *stride == 0) {
             return boxes.into_iter().map(|(_, carried)| carried).collect();
         }
-        let elements = |(placement, carried): &(&Placement, Carried)| {
+        let elements = |(_, carried): &Wanted<'_>| {
             let Convert { from, to, .. } = carried.op.convert;
-            let plain = carried.op.convert.is_plain();
-            debug_assert_eq!(carried.op.convert, self.convert(array, placement), "a box is its placement's");
-            Elements { from: from.size() as u64, to: to.size() as u64, plain }
+            Elements { from: from.size() as u64, to: to.size() as u64, plain: carried.op.convert.is_plain() }
         };
         let Some((first, _)) = boxes.first() else { return Vec::new() };
         let device = self.plan.device(&self.plan.shards[first.shard as usize]);
@@ -379,6 +369,9 @@ impl Landing {
         Ok(complete)
     }
 }
+
+/// A placement and what a device is given for it.
+type Wanted<'p> = (&'p Placement, Carried);
 
 /// How a box of elements lies in decoded bytes: the distances of its elements, and how many bytes of it lie before them.
 struct Lies {
@@ -490,109 +483,6 @@ impl Stream {
     }
 }
 
-/// Reads a unit in pieces of a slot, checks and decodes it, and keeps nothing.
-pub(super) fn check_unit(
-    plan: &Plan,
-    unit: &Unit,
-    file: Option<&OpenFile>,
-    root: &Root,
-    ring: &Arc<Ring>,
-) -> Result<()> {
-    let array = &plan.arrays[unit.array as usize];
-    let mut slot = ring.slot()?;
-    let mut out = ring.slot()?;
-    let mut decoder: Option<Box<dyn Decoder>> = None;
-    let mut written = 0;
-    let mut decode = |stored: &[u8], encoded: u64| -> Result<()> {
-        let mut stored = stored;
-        let whole = unit.whole && !array.codecs.is_empty();
-        if !whole {
-            return memory_form(array.dtype, stored, unit.skip);
-        }
-        let decoder = match &mut decoder {
-            Some(decoder) => decoder,
-            none => none.insert(decode::decoder(
-                &array.codecs,
-                encoded,
-                unit.decoded_bytes,
-                true,
-                1 << ZSTD_WINDOW_LOG_MAX,
-            )?),
-        };
-        loop {
-            // The decoder may write exactly what is missing, so that the format's trailer is read with no output left.
-            let room = usize_of((unit.decoded_bytes - written).min(out.len() as u64))?;
-            let step = decoder.step(stored, &mut out[..room])?;
-            memory_form(array.dtype, &out[..step.written], written)?;
-            written += step.written as u64;
-            stored = &stored[step.read..];
-            if step.read == 0 && step.written == 0 {
-                return Ok(());
-            }
-        }
-    };
-    match (&unit.source, file) {
-        (Source::Fill(_), _) => return Ok(()),
-        (Source::Inline(bytes), _) => {
-            let stored = stored_part(unit, array, bytes)?;
-            if let Some(stored) = stored {
-                decode(stored, stored.len() as u64)?;
-            }
-        }
-        (Source::File { offset, len, .. }, Some(file)) => {
-            let mut at = 0;
-            // At least once: an empty file is no encoding of anything, which only the decoder can say.
-            loop {
-                let part = usize_of((*len - at).min(slot.len() as u64))?;
-                let from = offset + at;
-                file.file()
-                    .read_exact_at(&mut slot[..part], from)
-                    .map_err(|error| read_error(error, &root.shown(file.path()), from, part as u64, file.size()))?;
-                // A shard that carries its own index fits one slot, by the plan.
-                let stored = stored_part(unit, array, &slot[..part])?;
-                if let Some(stored) = stored {
-                    decode(stored, if unit.indexed { stored.len() as u64 } else { *len })?;
-                }
-                at += part as u64;
-                if at >= *len {
-                    break;
-                }
-            }
-        }
-        (Source::File { .. }, None) => return Err(Error::bug("a unit has no file")),
-    }
-    match decoder {
-        Some(mut decoder) => Ok(decoder.finish()?),
-        None => Ok(()),
-    }
-}
-
-/// The encoded bytes of a unit within its value; `None` if the value says that they are not stored.
-fn stored_part<'v>(unit: &Unit, array: &UnitArray, value: &'v [u8]) -> Result<Option<&'v [u8]>> {
-    match (unit.indexed, array.single) {
-        (true, Some(single)) => match inner_chunk(value, single)? {
-            None if array.every_chunk_stored => {
-                Err(Error::not_found("a shard is empty, although the checkpoint says that every chunk is stored"))
-            }
-            inner => Ok(inner.and_then(|inner| value.get(inner))),
-        },
-        _ => Ok(Some(value)),
-    }
-}
-
-/// Checks elements whose bytes are restricted: bools. `at` is the position of the bytes within the unit.
-fn memory_form(dtype: DType, bytes: &[u8], at: u64) -> Result<()> {
-    if dtype != DType::Bool {
-        return Ok(());
-    }
-    match bytes.iter().position(|byte| *byte > 1) {
-        None => Ok(()),
-        Some(index) => {
-            Err(Error::corrupt("a bool is neither 0 nor 1").at("byte", at + index as u64).found(bytes[index]))
-        }
-    }
-}
-
 /// What the planner asks of the decoders.
 pub(super) fn decoder_cost(chain: &[ByteCodec], encoded: u64, decoded: u64, window_max: u64) -> u64 {
     decode::cost(chain, encoded, decoded, window_max).working_bytes
@@ -625,7 +515,7 @@ pub(super) fn leaves_of(plan: &Plan, unit: &Unit) -> Vec<usize> {
 }
 
 /// Where the only inner chunk of a shard is in it; `None` if it is absent.
-fn inner_chunk(stored: &[u8], single: SingleShard) -> Result<Option<std::ops::Range<usize>>> {
+pub(super) fn inner_chunk(stored: &[u8], single: SingleShard) -> Result<Option<std::ops::Range<usize>>> {
     let damaged = |error: ShardError| Error::corrupt(error.to_string());
     let len = stored.len() as u64;
     let range = index_range(single.location, len, 1, single.crc32c).map_err(damaged)?;
@@ -633,7 +523,10 @@ fn inner_chunk(stored: &[u8], single: SingleShard) -> Result<Option<std::ops::Ra
     let index = ShardIndex::parse(index, 1, single.endian, single.crc32c, len).map_err(damaged)?;
     let Some((offset, len)) = index.entry(0) else { return Ok(None) };
     let range = usize_of(offset)?..usize_of(offset + len)?;
-    stored.get(range.clone()).map(|_| Some(range)).ok_or_else(|| Error::corrupt("the shard's index points beyond the shard"))
+    stored
+        .get(range.clone())
+        .map(|_| Some(range))
+        .ok_or_else(|| Error::corrupt("the shard's index points beyond the shard"))
 }
 
 fn expect_len(found: u64, expected: u64) -> Result<()> {
@@ -651,7 +544,7 @@ pub(super) fn part_of_read(read: &[u8], offset: u64, len: u64) -> Result<Stored<
     part.ok_or_else(|| Error::bug("a unit lies outside its read"))
 }
 
-fn usize_of(value: u64) -> Result<usize> {
+pub(super) fn usize_of(value: u64) -> Result<usize> {
     usize::try_from(value).map_err(|_| Error::corrupt("a size does not fit the address space").found(value))
 }
 

@@ -9,11 +9,12 @@
 //! This folder and `cli` drive I/O; everything before it is told what the bytes are.
 
 mod api;
+mod carry;
 mod catalog;
+mod check;
 mod checkpoint;
 pub mod convert;
 mod database;
-mod carry;
 mod devices;
 pub mod diff;
 mod drive;

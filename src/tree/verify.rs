@@ -6,10 +6,11 @@ use std::sync::PoisonError;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use super::catalog::LeafKind;
+use super::check::check_unit;
 use super::checkpoint::{Checkpoint, OpenOptions, ask, describe, directory_name};
 use super::engine::EngineOptions;
 use super::inline::whole_wants;
-use super::land::{check_unit, decoder_cost, located};
+use super::land::{decoder_cost, located};
 use crate::error::{Error, ErrorKind, Result};
 use crate::io::store::{Leftover, leftovers};
 use crate::io::{Ring, Root, short_file};

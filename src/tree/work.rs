@@ -226,9 +226,12 @@ impl Drop for Work {
 fn targets(plan: &Plan, memory: &[Memory], gpus: &Gpus) -> Result<Vec<Memories>> {
     let mut followed: Vec<(u32, u64)> = Vec::new();
     let mut target = |(shard, memory): (&PlannedShard, &Memory)| match (memory, plan.device(shard).gpu()) {
-        #[allow(unsafe_code)]
-        // SAFETY: a buffer's own memory, which lives as long as the load; see `Work::new`.
-        (Memory::Host(buffer), None) => Ok(Memories::Host(unsafe { SharedBytes::new(buffer.as_mut_ptr(), buffer.len()) })),
+        (Memory::Host(buffer), None) => {
+            #[allow(unsafe_code)]
+            // SAFETY: a buffer's own memory, which lives as long as the load; see `Work::new`.
+            let shared = unsafe { SharedBytes::new(buffer.as_mut_ptr(), buffer.len()) };
+            Ok(Memories::Host(shared))
+        }
         (Memory::Device(memory), Some(ordinal)) => {
             let gpu = gpus.of(ordinal)?;
             if memory.is_foreign() && !memory.is_empty() && !followed.contains(&(ordinal, memory.stream())) {

@@ -92,7 +92,9 @@ impl Simulator {
     pub fn fail(&self, entry: &str, nth: u64, code: u32) {
         let entry = CString::new(entry).expect("a name");
         // SAFETY: as the simulator declares it.
-        unsafe { self.symbol::<unsafe extern "C" fn(*const c_char, u64, u32)>("fakecuda_fail")(entry.as_ptr(), nth, code) };
+        unsafe {
+            self.symbol::<unsafe extern "C" fn(*const c_char, u64, u32)>("fakecuda_fail")(entry.as_ptr(), nth, code)
+        };
     }
 
     /// Whether a failure that was asked for has not happened.
@@ -136,7 +138,9 @@ impl Simulator {
     fn text(&self, name: &str) -> String {
         let mut text = vec![0; 1 << 16];
         // SAFETY: as the simulator declares it.
-        let len = unsafe { self.symbol::<unsafe extern "C" fn(*mut u8, u64) -> u64>(name)(text.as_mut_ptr(), text.len() as u64) };
+        let len = unsafe {
+            self.symbol::<unsafe extern "C" fn(*mut u8, u64) -> u64>(name)(text.as_mut_ptr(), text.len() as u64)
+        };
         text.truncate(len as usize);
         String::from_utf8(text).expect("text")
     }

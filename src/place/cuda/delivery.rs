@@ -11,7 +11,7 @@ use super::driver::{CopyRows, Current, Outcome};
 use super::gpu::Gpu;
 use super::lane::{Lane, RESULT_BYTES, STAGING_ALIGN, TABLE_BYTES};
 use crate::error::{Error, Result};
-use crate::limits::{GATHER_COPY_BYTES, GATHER_COPIES_MIN, KERNEL_RANK_MAX, LAUNCH_BOXES_MAX, PACK_BYTES};
+use crate::limits::{GATHER_COPIES_MIN, GATHER_COPY_BYTES, KERNEL_RANK_MAX, LAUNCH_BOXES_MAX, PACK_BYTES};
 use crate::place::parcel::{Carried, Counted, Parcel, Span};
 use crate::plan::Slabs;
 use crate::plan::route::{Route, Rows};
@@ -181,7 +181,7 @@ impl<'g> Delivery<'g> {
             let start = room.as_ptr();
             self.packed = (at + len).next_multiple_of(STAGING_ALIGN).min(PACK_BYTES);
             if lossy > 0 {
-                self.counted.push(Counted { shard: carried.shard, tally: Tally { lossy, invalid: 0 } });
+                self.counted.push(Counted { shard: carried.shard, lossy, invalid: 0 });
             }
             let pointer = self.send_from(start, len)?;
             let there = Op {
@@ -335,8 +335,8 @@ impl<'g> Delivery<'g> {
         // The tables are aligned to pages, and what comes back to words.
         let results = &lane.host_tables[TABLE_BYTES..][..self.launched.len() * size_of::<Tally>()];
         let tallies: &[Tally] = bytemuck::try_cast_slice(results).unwrap_or_default();
-        for (shard, tally) in self.launched.drain(..).zip(tallies).filter(|(_, tally)| **tally != Tally::default()) {
-            self.counted.push(Counted { shard, tally: *tally });
+        for (shard, Tally { lossy, invalid }) in self.launched.drain(..).zip(tallies) {
+            self.counted.push(Counted { shard, lossy: *lossy, invalid: *invalid });
         }
         Ok(())
     }
@@ -373,7 +373,8 @@ impl Drop for Delivery<'_> {
 
 /// The bytes of a parcel that an op reads.
 fn touched(op: &Op) -> Range<usize> {
-    let reach: u64 = op.extent.iter().zip(&op.source_strides).map(|(extent, stride)| extent.saturating_sub(1) * stride).sum();
+    let reach: u64 =
+        op.extent.iter().zip(&op.source_strides).map(|(extent, stride)| extent.saturating_sub(1) * stride).sum();
     let size = op.convert.from.size() as u64;
     let byte = |element: u64| usize::try_from(element.saturating_mul(size)).unwrap_or(usize::MAX);
     byte(op.source_start)..byte(op.source_start + reach + 1)

@@ -299,12 +299,8 @@ impl Current<'_> {
         stream: &Stream,
     ) -> Outcome<()> {
         let (mut table, mut first_tile, mut boxes, mut tallies) = (table, first_tile, boxes, tallies);
-        let mut arguments: [*mut c_void; 4] = [
-            (&raw mut table).cast(),
-            (&raw mut first_tile).cast(),
-            (&raw mut boxes).cast(),
-            (&raw mut tallies).cast(),
-        ];
+        let mut arguments: [*mut c_void; 4] =
+            [(&raw mut table).cast(), (&raw mut first_tile).cast(), (&raw mut boxes).cast(), (&raw mut tallies).cast()];
         let (arguments, none) = (arguments.as_mut_ptr(), ptr::null_mut());
         // SAFETY: the arguments are read during the call; the rest is the caller's promise.
         unsafe {
@@ -405,7 +401,8 @@ impl Stream {
 impl Drop for Stream {
     fn drop(&mut self) {
         // SAFETY: created in `new`; work that is queued is still done.
-        self.context.release("cuStreamDestroy_v2", || unsafe { (self.context.library.cuStreamDestroy_v2)(self.handle) });
+        self.context
+            .release("cuStreamDestroy_v2", || unsafe { (self.context.library.cuStreamDestroy_v2)(self.handle) });
     }
 }
 
@@ -463,7 +460,8 @@ impl Registration {
 impl Drop for Registration {
     fn drop(&mut self) {
         // SAFETY: registered in `new`; whoever gave copies from it has waited for them.
-        self.context.release("cuMemHostUnregister", || unsafe { (self.context.library.cuMemHostUnregister)(self.start) });
+        self.context
+            .release("cuMemHostUnregister", || unsafe { (self.context.library.cuMemHostUnregister)(self.start) });
     }
 }
 
@@ -493,10 +491,13 @@ fn checked(library: &Library, call: &'static str, code: c_int) -> Outcome<()> {
         return Ok(());
     }
     let mut name = ptr::null();
-    // SAFETY: it writes one pointer, to text that lives as long as the library.
+    // SAFETY: it writes one pointer.
     let named = unsafe { (library.cuGetErrorName)(code, &mut name) } == 0 && !name.is_null();
-    // SAFETY: as above.
-    let name = if named { unsafe { CStr::from_ptr(name) }.to_string_lossy().into_owned() } else { "an error".to_owned() };
+    let name = match named {
+        // SAFETY: what it has written points to text that lives as long as the library.
+        true => unsafe { CStr::from_ptr(name) }.to_string_lossy().into_owned(),
+        false => "an error".to_owned(),
+    };
     Err(DriverError { call, code, name })
 }
 

@@ -54,11 +54,21 @@ impl Gpu {
             }
             Ok((module, functions, Stream::new(&context)?, Stream::new(&context)?))
         };
-        let (module, functions, copies, kernels) =
-            start().map_err(|error: super::driver::DriverError| error.on(ordinal, "the CUDA device cannot be started"))?;
+        let (module, functions, copies, kernels) = start()
+            .map_err(|error: super::driver::DriverError| error.on(ordinal, "the CUDA device cannot be started"))?;
         let functions = functions.try_into().map_err(|_| Error::bug("a kernel is missing"))?;
         let (lanes, lane_bytes, locked_bytes) = Default::default();
-        Ok(Arc::new(Self { context, copies, kernels, functions, _module: module, staging, lanes, lane_bytes, locked_bytes }))
+        Ok(Arc::new(Self {
+            context,
+            copies,
+            kernels,
+            functions,
+            _module: module,
+            staging,
+            lanes,
+            lane_bytes,
+            locked_bytes,
+        }))
     }
 
     /// The driver's number of it.
@@ -104,7 +114,9 @@ impl Gpu {
 
     /// Lets copies from a peer be direct, where the machine can.
     pub(crate) fn reach(&self, peer: &Self) -> Result<()> {
-        self.context.reach(&peer.context).map_err(|error| error.on(self.ordinal(), "a peer of the device cannot be reached"))
+        self.context
+            .reach(&peer.context)
+            .map_err(|error| error.on(self.ordinal(), "a peer of the device cannot be reached"))
     }
 
     /// Orders everything that is given from now on behind what a stream of the caller has now.
@@ -143,7 +155,9 @@ impl Gpu {
     /// Memory for results, which is freed with the last one that holds it, and its address.
     pub(crate) fn allocate(&self, len: usize) -> Result<(u64, Hold)> {
         let buffer = DeviceBuffer::new(&self.context, len).map_err(|error| {
-            error.on(self.ordinal(), "the device gives no memory for results").expected(format_args!("{len} bytes in one piece"))
+            error
+                .on(self.ordinal(), "the device gives no memory for results")
+                .expected(format_args!("{len} bytes in one piece"))
         })?;
         Ok((buffer.pointer(), Arc::new(buffer)))
     }

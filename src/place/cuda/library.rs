@@ -152,7 +152,7 @@ fn devices() -> Result<CudaProbe, CudaProbe> {
         // SAFETY: it writes one int.
         checked(unsafe { (library.cuDeviceGet)(&mut device, ordinal) })?;
         // SAFETY: it writes at most the given length, with a NUL at its end.
-        checked(unsafe { (library.cuDeviceGetName)(bytes.as_mut_ptr().cast(), NAME_BYTES as c_int, device) })?;
+        checked(unsafe { (library.cuDeviceGetName)(bytes.as_mut_ptr().cast(), NAME_BYTES_INT, device) })?;
         let text = bytes.split(|byte| *byte == 0).next().unwrap_or_default();
         names.push(String::from_utf8_lossy(text).into_owned());
     }
@@ -177,3 +177,4 @@ const DRIVER_VERSION_MIN: c_int = 11_000;
 const STUB_LIBRARY: c_int = 34;
 const NO_DEVICE: c_int = 100;
 const NAME_BYTES: usize = 256;
+const NAME_BYTES_INT: c_int = 256;

@@ -24,7 +24,9 @@ impl Gpu {
             let bytes = aligned(shard.bytes);
             match slabs.last_mut() {
                 _ if bytes == 0 => {}
-                Some((filled, members)) if bytes <= DEVICE_SLAB_SHARD_BYTES_MAX && *filled + bytes <= DEVICE_SLAB_BYTES => {
+                Some((filled, members))
+                    if bytes <= DEVICE_SLAB_SHARD_BYTES_MAX && *filled + bytes <= DEVICE_SLAB_BYTES =>
+                {
                     *filled += bytes;
                     members.push(index);
                 }
@@ -33,7 +35,8 @@ impl Gpu {
         }
         for (bytes, members) in slabs {
             let bytes = usize::try_from(bytes).map_err(|_| Error::bug("a slab is larger than the address space"))?;
-            let (mut pointer, hold) = self.allocate(bytes).map_err(|error| error.at("leaf", &shards[members[0]].path))?;
+            let (mut pointer, hold) =
+                self.allocate(bytes).map_err(|error| error.at("leaf", &shards[members[0]].path))?;
             for index in members {
                 let len = shards[index].bytes;
                 memory[index] = DeviceMemory::held(pointer, len, self.stream(), Arc::clone(&hold));

@@ -450,7 +450,8 @@ fn upload(
             memory.in_flight(range, false);
         }
         // SAFETY: registered memory, which is still there; the staged copy is the task's own.
-        let bytes = staged.as_deref().unwrap_or_else(|| unsafe { std::slice::from_raw_parts(source as *const u8, span) });
+        let bytes =
+            staged.as_deref().unwrap_or_else(|| unsafe { std::slice::from_raw_parts(source as *const u8, span) });
         if checksum(bytes) != before {
             owner.violation(Some("pinned memory changed between a copy's call and the copy".to_owned()));
         }

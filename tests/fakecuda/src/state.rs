@@ -54,8 +54,7 @@ pub(crate) struct Calls {
     pub(crate) fault: Option<(String, u64, Code)>,
 }
 
-pub(crate) static CALLS: Mutex<Calls> =
-    Mutex::new(Calls { counts: BTreeMap::new(), total: 0, fault: None });
+pub(crate) static CALLS: Mutex<Calls> = Mutex::new(Calls { counts: BTreeMap::new(), total: 0, fault: None });
 
 static STATE: Mutex<Option<Arc<State>>> = Mutex::new(None);
 
@@ -174,7 +173,8 @@ impl State {
 
     pub(crate) fn device_of(&self, context: usize) -> Result<usize, Code> {
         let device = context.checked_sub(CONTEXT_HANDLES).ok_or(code::INVALID_CONTEXT)?;
-        if device >= self.config.devices || locked(&self.objects).contexts.get(&device).is_none_or(|count| *count == 0) {
+        if device >= self.config.devices || locked(&self.objects).contexts.get(&device).is_none_or(|count| *count == 0)
+        {
             return Err(code::INVALID_CONTEXT);
         }
         match self.failed[device].load(Ordering::Acquire) {
@@ -199,7 +199,8 @@ impl State {
     pub(crate) fn report(&self) -> String {
         let objects = locked(&self.objects);
         let mut lines = locked(&self.memory).alive();
-        let counts = [(objects.streams.len(), "streams"), (objects.events.len(), "events"), (objects.modules.len(), "modules")];
+        let counts =
+            [(objects.streams.len(), "streams"), (objects.events.len(), "events"), (objects.modules.len(), "modules")];
         lines.extend(counts.iter().filter(|(count, _)| *count > 0).map(|(count, what)| format!("{count} {what}")));
         let retained = objects.contexts.iter().filter(|(_, count)| **count > 0);
         lines.extend(retained.map(|(device, count)| format!("the context of device {device}, {count} times")));

@@ -47,7 +47,11 @@ impl Stream {
     pub(crate) fn push(&self, task: impl FnOnce() -> Result<(), Code> + Send + 'static) {
         *self.waiting.0.lock().unwrap_or_else(PoisonError::into_inner) += 1;
         let tasks = self.tasks.lock().unwrap_or_else(PoisonError::into_inner);
-        tasks.as_ref().expect("a stream that was not destroyed").send(Box::new(task)).expect("the stream's thread runs");
+        tasks
+            .as_ref()
+            .expect("a stream that was not destroyed")
+            .send(Box::new(task))
+            .expect("the stream's thread runs");
     }
 
     /// Waits for all tasks.

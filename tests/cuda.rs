@@ -192,6 +192,33 @@ fn many_small_arrays_are_few_copies_and_launches() {
 }
 
 #[test]
+fn devices_are_sent_little_more_than_they_hold() {
+    let test = "devices_are_sent_little_more_than_they_hold";
+    let Some(simulator) = Simulator::start(test, Machine::default()) else { return };
+    let (_dir, checkpoint) = saved(Compression::Zstd { level: 1 });
+    let engine = Engine::new(options()).unwrap();
+    let mesh = Mesh::new([("a", 8)], gpus(8)).unwrap();
+    for (what, leaf, spec, cast, bound) in [
+        // Rows of columns; runs; boxes packed and cast on the way; boxes that a kernel casts there.
+        ("two-dimensional copies", "params/embed", spec![_, "a"], None, 512 * 640 * 4),
+        ("direct copies", "params/embed", spec!["a"], None, 512 * 640 * 4),
+        ("packed", "params/embed", spec![_, "a"], Some(DType::BFloat16), 512 * 640 * 2),
+        ("packed, short rows", "params/cube", spec![_, _, "a"], None, 24 * 40 * 56 * 2),
+        ("by kernels", "params/dense/kernel", spec!["a"], Some(DType::Float32), 256 * 384 * 2),
+    ] {
+        let target = checkpoint.target().only([leaf]).shard(&mesh, [(leaf, spec)]);
+        let target = if let Some(dtype) = cast { target.cast([(leaf, dtype)]) } else { target };
+        simulator.fail("*", 0, 0);
+        engine.load(&checkpoint, &target).unwrap().wait().unwrap();
+        let (sent, launches) = (simulator.uploaded_bytes(), simulator.count("cuLaunchKernel"));
+        // Beside the elements, the tables of launches.
+        let tables = launches * 4096;
+        println!("{what}: {sent} bytes for {bound}, {launches} launches");
+        assert!(sent >= bound && sent <= 2 * bound + tables, "{what}: {sent} bytes for {bound}");
+    }
+}
+
+#[test]
 fn replicas_are_read_once_and_copied_between_devices() {
     let test = "replicas_are_read_once_and_copied_between_devices";
     let Some(simulator) = Simulator::start(test, Machine { delay_us: 300, ..Machine::default() }) else { return };

@@ -123,6 +123,12 @@ impl Simulator {
         self.text("fakecuda_report")
     }
 
+    /// The bytes that were sent to devices since the machine started or a failure was asked for.
+    pub fn uploaded_bytes(&self) -> u64 {
+        // SAFETY: as the simulator declares it.
+        unsafe { self.symbol::<unsafe extern "C" fn() -> u64>("fakecuda_uploaded_bytes")() }
+    }
+
     /// The most memory of a device that was ever allocated.
     pub fn peak_bytes(&self, device: u64) -> u64 {
         // SAFETY: as the simulator declares it.

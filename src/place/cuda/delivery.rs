@@ -9,7 +9,7 @@ use std::ops::Range;
 
 use super::driver::{CopyRows, Current, Outcome};
 use super::gpu::Gpu;
-use super::lane::{Lane, RESULT_BYTES, STAGING_ALIGN, TABLE_BYTES};
+use super::lane::{Lane, STAGING_ALIGN, TABLE_BYTES};
 use crate::error::{Error, Result};
 use crate::limits::{GATHER_COPIES_MIN, GATHER_COPY_BYTES, KERNEL_RANK_MAX, LAUNCH_BOXES_MAX, PACK_BYTES};
 use crate::place::parcel::{Carried, Counted, Parcel, Span};
@@ -282,7 +282,8 @@ impl<'g> Delivery<'g> {
         }
         let launches = lower(&placements).map_err(|error| super::driver::DriverError::local(error.to_string()))?;
         // The tables: cleared tallies, then each kernel's first tiles and boxes.
-        let mut used = RESULT_BYTES;
+        let results = self.launched.len() * size_of::<Tally>();
+        let mut used = results;
         lane.host_tables[..used].fill(0);
         let mut write = |bytes: &[u8]| {
             let at = used;
@@ -300,7 +301,6 @@ impl<'g> Delivery<'g> {
         }
         self.at_work = true;
         let current = gpu.context.enter()?;
-        let results = self.launched.len() * size_of::<Tally>();
         // SAFETY: the lane's memory is this delivery's until it has waited. The boxes were checked against both of their sides,
         // which `Gpu::start`'s caller keeps.
         unsafe {

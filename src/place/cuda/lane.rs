@@ -129,7 +129,7 @@ fn staging_bytes(staging: Staging) -> usize {
 pub(super) const STAGING_ALIGN: usize = 16;
 
 /// Cleared tallies, one for each box of a launch at most.
-pub(super) const RESULT_BYTES: usize = LAUNCH_BOXES_MAX * size_of::<Tally>();
+const RESULT_BYTES: usize = LAUNCH_BOXES_MAX * size_of::<Tally>();
 
 /// Tallies, then the first tiles and the boxes of each kernel.
 pub(super) const TABLE_BYTES: usize = RESULT_BYTES

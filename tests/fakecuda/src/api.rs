@@ -434,6 +434,7 @@ fn upload(
     if span == 0 {
         return Ok(());
     }
+    locked(&CALLS).uploaded += (rows.len() * width) as u64;
     let registered = locked(&state.memory).registered(source, span);
     // SAFETY: the caller's memory, valid for the call, and if it is registered until the copy has run.
     let bytes = || unsafe { std::slice::from_raw_parts(source as *const u8, span) };

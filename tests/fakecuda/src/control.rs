@@ -35,7 +35,7 @@ pub unsafe extern "C" fn fakecuda_fail(entry: *const c_char, nth: u64, code: u32
     let entry = unsafe { CStr::from_ptr(entry) }.to_string_lossy().into_owned();
     let mut calls = locked(&CALLS);
     calls.counts.clear();
-    calls.total = 0;
+    (calls.total, calls.uploaded) = (0, 0);
     calls.fault = (nth > 0).then_some((entry, nth, code));
 }
 
@@ -51,6 +51,12 @@ pub unsafe extern "C" fn fakecuda_calls(text: *mut u8, capacity: u64) -> u64 {
     let lines: Vec<String> = locked(&CALLS).counts.iter().map(|(entry, count)| format!("{entry} {count}")).collect();
     // SAFETY: passed on.
     unsafe { hand_out(&lines.join("\n"), text, capacity) }
+}
+
+/// The bytes that were sent to devices since then.
+#[unsafe(no_mangle)]
+pub extern "C" fn fakecuda_uploaded_bytes() -> u64 {
+    locked(&CALLS).uploaded
 }
 
 /// What is alive, and what went wrong unnoticed, one a line; nothing if all is well. Returns the length, at most `capacity`.

@@ -50,11 +50,14 @@ impl Config {
 pub(crate) struct Calls {
     pub(crate) counts: BTreeMap<&'static str, u64>,
     pub(crate) total: u64,
+    /// Bytes that were sent to devices.
+    pub(crate) uploaded: u64,
     /// Entry, or `*` for any; the number of the call that fails; with what.
     pub(crate) fault: Option<(String, u64, Code)>,
 }
 
-pub(crate) static CALLS: Mutex<Calls> = Mutex::new(Calls { counts: BTreeMap::new(), total: 0, fault: None });
+pub(crate) static CALLS: Mutex<Calls> =
+    Mutex::new(Calls { counts: BTreeMap::new(), total: 0, uploaded: 0, fault: None });
 
 static STATE: Mutex<Option<Arc<State>>> = Mutex::new(None);
 

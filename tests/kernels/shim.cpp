@@ -36,6 +36,10 @@ extern "C" void table_spans(const Descriptor* table, const u64* first_tile, u32 
 extern "C" void box_spans(const Descriptor* table, const u64*, u32 boxes, Tally* tallies, Report report, void* who) {
     for (u32 at = 0; at < boxes; at++) {
         const Descriptor& box = table[at];
+        if (box.rank == 0 || box.rank > RANK_MAX) {
+            report(who, 0, 1, 1);  // no box: the table has not arrived
+            return;
+        }
         u64 source = 1, target = 1;
         for (u32 dim = 0; dim < box.rank; dim++) {
             source += (box.extent[dim] - 1) * box.source_stride[dim];

@@ -1,6 +1,8 @@
 //! Random checkpoints written by the real Orbax, loaded in random ways, against what Orbax itself lands
 //! on every device (and, where Orbax cannot, against a second computation: see `tests/orbax`).
 //!
+//! Every load is made on processors, and again on a mesh of devices of the simulated driver.
+//!
 //! `TOUCHDOWN_DIFFERENTIAL_SEED` and `TOUCHDOWN_DIFFERENTIAL_COUNT` choose other and more checkpoints.
 //! A failure leaves its checkpoint, the expected and the actual dump in place and says where.
 
@@ -13,13 +15,16 @@
     reason = "tests fail by panicking and say what they compared"
 )]
 
+#[path = "simulated/mod.rs"]
+mod simulated;
 mod support;
 
 use std::fs;
 use std::path::Path;
+use std::time::Duration;
 
 use support::dump::{Comparison, compare_dumps};
-use support::{number_from_environment, python, read_json, run_python, scratch, skipped, touchdown};
+use support::{finish, number_from_environment, program, python, read_json, run_python, scratch, skipped, touchdown};
 
 #[test]
 fn loads_land_what_orbax_lands() {
@@ -39,17 +44,29 @@ fn loads_land_what_orbax_lands() {
     let (mut compared, mut failures) = (Comparison::default(), Vec::new());
     let readers = readers("loads_land_what_orbax_lands");
     let mut by_reader = vec![0; readers.len()];
+    let driver = if cfg!(feature = "cuda") { simulated::files("loads_land_what_orbax_lands on devices") } else { None };
+    let mut on_devices = Comparison::default();
     for (number, case) in cases.iter().enumerate() {
         let case = case.as_str().expect("a case is a path");
         let reader = number % readers.len();
-        match run_case(&out, case, readers[reader]) {
+        match run_case(&out, case, readers[reader], None) {
             Ok(comparison) => {
                 compared.add(comparison);
                 by_reader[reader] += 1;
             }
             Err(message) => failures.push(message),
         }
+        if let Some(driver) = driver {
+            match run_case(&out, case, readers[reader], Some((driver, number))) {
+                Ok(comparison) => on_devices.add(comparison),
+                Err(message) => failures.push(message),
+            }
+        }
     }
+    println!(
+        "{} leaves, {} shards, {} bytes compared on simulated devices",
+        on_devices.leaves, on_devices.shards, on_devices.bytes
+    );
     println!(
         "seed {seed}: {} loads, {} leaves, {} shards, {} bytes compared; {} arrays by Orbax itself, {} by the reference",
         cases.len(),
@@ -84,13 +101,31 @@ fn readers(test: &str) -> Vec<&'static str> {
     vec!["pread"]
 }
 
-/// Runs one load as its `args.json` says, with this reader unless it names one. An error is a message with the command
-/// line that shows it.
-fn run_case(out: &Path, case: &str, reader: &str) -> Result<Comparison, String> {
+/// As many devices as these processors, in one of several kinds of meshes.
+fn devices(processors: &str, kind: usize) -> Option<String> {
+    let count: u32 = processors.strip_prefix("cpu:")?.parse().ok()?;
+    let half = count / 2;
+    Some(match kind % 4 {
+        _ if count == 0 => return None,
+        0 | 1 if (1..=8).contains(&count) => format!("cuda:0-{}", count - 1),
+        2 if (1..=8).contains(&half) => format!("cuda:0-{},cpu:{}", half - 1, count - half),
+        3 if half > 0 => format!("cuda:1*{half},cuda:0*{}", count - half),
+        _ => format!("cuda:0*{count}"),
+    })
+}
+
+/// Runs one load as its `args.json` says, with this reader unless it names one, on devices if there is a driver. An error is a
+/// message with the command line that shows it.
+fn run_case(
+    out: &Path,
+    case: &str,
+    reader: &str,
+    driver: Option<(&simulated::Files, usize)>,
+) -> Result<Comparison, String> {
     let folder = out.join(case);
     let plan = read_json(&folder.join("args.json"));
     let checkpoint = out.join(plan["path"].as_str().expect("args.json has a path"));
-    let got = folder.join("got");
+    let got = folder.join(if driver.is_some() { "got-on-devices" } else { "got" });
     let mut args = vec!["load".to_owned(), checkpoint.display().to_string()];
     let given = plan["args"].as_array().expect("args.json has arguments");
     args.extend(given.iter().map(|arg| arg.as_str().expect("an argument is a string").to_owned()));
@@ -99,7 +134,18 @@ fn run_case(out: &Path, case: &str, reader: &str) -> Result<Comparison, String> 
     }
     args.extend(["--dump".to_owned(), got.display().to_string()]);
 
-    let run = touchdown(&args);
+    let mut command = program(&[] as &[&str]);
+    if let Some((files, kind)) = driver {
+        let at = args.iter().position(|arg| arg == "--devices").map(|at| at + 1);
+        let Some((at, devices)) = at.and_then(|at| Some((at, devices(args.get(at)?, kind)?))) else {
+            return Ok(Comparison::default());
+        };
+        args[at] = devices;
+        command.env("TOUCHDOWN_LIBCUDA", &files.driver).env("FAKECUDA_KERNELS", &files.kernels);
+        command.env("FAKECUDA_DEVICES", "8").env("FAKECUDA_DELAY_US", "50").env("FAKECUDA_SEED", kind.to_string());
+    }
+    command.args(&args);
+    let run = finish(command, Duration::from_secs(120));
     let told = |what: String| format!("  {case}: {what}\n    touchdown {}\n    ({})", quoted(&args), plan["notes"]);
     let code = i32::try_from(plan["exit"].as_i64().expect("args.json has an exit code")).expect("a small exit code");
     if run.code != Some(code) {

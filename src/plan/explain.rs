@@ -30,6 +30,12 @@ impl Plan {
         self.result_bytes() + self.staging_bytes()
     }
 
+    /// The most memory of GPUs in use at once, of all of them together: results, and a slot for each worker to stage in.
+    pub fn peak_device_bytes(&self) -> u64 {
+        let staging = self.limits.slot_bytes * u64::from(self.limits.workers);
+        self.gpu_bytes().iter().map(|(_, bytes)| bytes + staging).sum()
+    }
+
     /// What does not fit into this machine.
     pub fn shortages(&self, capacity: Capacity) -> Vec<Shortage> {
         let needed = self.peak_host_bytes();
@@ -81,7 +87,7 @@ impl Plan {
             "files": self.files.len(),
             "peak_host_bytes": self.peak_host_bytes(),
             "staging_bytes": self.staging_bytes(),
-            "peak_device_bytes": 0,
+            "peak_device_bytes": self.peak_device_bytes(),
             "fits": shortages.is_empty(),
             "shortages": shortages.iter().map(short).collect::<Vec<_>>(),
             "devices": devices.iter().map(|(device, bytes)| json!({"device": device.to_string(), "bytes": bytes})).collect::<Vec<_>>(),
@@ -134,6 +140,9 @@ impl Plan {
             human_bytes(self.result_bytes()),
             human_bytes(self.staging_bytes()),
         );
+        if self.peak_device_bytes() > 0 {
+            let _ = writeln!(text, "peak device memory at most {}", human_bytes(self.peak_device_bytes()));
+        }
         for (device, bytes) in self.device_bytes() {
             let shared = if matches!(device, Device::Cpu(_)) { " (host memory; replicas share it)" } else { "" };
             let _ = writeln!(text, "  {device}  {}{shared}", human_bytes(bytes));

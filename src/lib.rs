@@ -8,8 +8,8 @@
 //! ```text
 //!   directory ─► layout ─► kv ─► zarr ─► plan ─► io ─► decode ─► transform ─► place ─► your arrays
 //!               what is   key   array   which    bytes  stored   element      host
-//!               this?     to    to      bytes    in     to       bytes to     memory
-//!                         range chunks  where    motion elements wanted ones
+//!               this?     to    to      bytes    in     to       bytes to     or device
+//!                         range chunks  where    motion elements wanted ones memory
 //! ```
 //!
 //! # Start here

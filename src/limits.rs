@@ -209,6 +209,9 @@ pub const LAUNCH_BOXES_MAX: usize = 1024;
 /// Locked memory in which a worker packs boxes for a device, in bytes: a few copies that are worth a copy each.
 pub const PACK_BYTES: usize = 256 << 10;
 
+/// Locked memory through which a thread copies results back to the host, in bytes: enough that the call does not count.
+pub const DOWNLOAD_BYTES: usize = 1 << 20;
+
 /// Copies below this size cost their call, not their bytes: several of them are staged together and placed by one launch.
 pub const GATHER_COPY_BYTES: u64 = 64 << 10;
 

@@ -432,6 +432,53 @@ fn lent_device_memory_is_filled_behind_the_lenders_own_work() {
     assert_eq!(simulator.report(), "");
 }
 
+#[test]
+fn arrays_on_devices_are_saved() {
+    let Some(simulator) =
+        Simulator::start("arrays_on_devices_are_saved", Machine { delay_us: 50, ..Machine::default() })
+    else {
+        return;
+    };
+    let (_dir, checkpoint) = saved(Compression::Zstd { level: 1 });
+    let engine = Engine::new(options()).unwrap();
+    let mesh = Mesh::new([("a", 2), ("b", 2)], [gpus(3), Device::cpus(1)].concat()).unwrap();
+    let rules = [("params/embed", spec!["a", "b"]), ("params/cube", spec!["b"]), ("params/narrow", spec![_, "a"])];
+    let target = checkpoint.target().shard(&mesh, rules).otherwise(Otherwise::Replicate);
+    let state = engine.load(&checkpoint, &target).unwrap().wait().unwrap();
+    let dir = tempfile::tempdir().unwrap();
+    let save = |name: &str, options: &SaveOptions| {
+        let path = dir.path().join(name);
+        engine.save(&path, &Tree::from(&state), options)?.wait()?;
+        let again = touchdown::open(&path)?;
+        engine.load(&again, &again.target().on(&Mesh::line(Device::cpus(1))?).otherwise(Otherwise::Replicate))?.wait()
+    };
+    let want = engine.load(&checkpoint, &onto(checkpoint.target(), Device::cpus(1))).unwrap().wait().unwrap();
+    assert_same(&want, &save("plain", &SaveOptions::default()).unwrap(), "saved");
+    let chunks = LeafOptions { chunk_bytes: Some(30_000), ..LeafOptions::default() };
+    assert_same(&want, &save("chunks", &SaveOptions { leaf: chunks, ..SaveOptions::default() }).unwrap(), "in chunks");
+    // Each call that a save makes fails once; nothing appears at the destination then.
+    simulator.fail("*", 0, 0);
+    save("counted", &SaveOptions::default()).unwrap();
+    let mut failed = 0;
+    for (entry, count) in simulator.calls().into_iter().filter(|(entry, _)| entry != "cuGetErrorName") {
+        for nth in [1, 2, count / 2, count] {
+            simulator.fail(&entry, nth, 999);
+            let name = format!("{entry}-{nth}-{failed}");
+            if let Err(error) = save(&name, &SaveOptions::default()) {
+                assert_eq!(error.kind(), ErrorKind::Device, "{name}: {error:?}");
+                assert!(!dir.path().join(&name).exists(), "{name}");
+                failed += 1;
+            }
+        }
+    }
+    simulator.fail("*", 0, 0);
+    println!("{failed} saves ended with an error");
+    assert!(failed > 4);
+    assert_same(&want, &save("after", &SaveOptions::default()).unwrap(), "after failures");
+    drop((engine, state, want));
+    assert_eq!(simulator.report(), "");
+}
+
 /// A load that takes every way there is.
 fn every_way(checkpoint: &Checkpoint) -> Target {
     let mesh = Mesh::new([("a", 2)], [gpus(2)].concat()).unwrap();

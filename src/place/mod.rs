@@ -88,15 +88,15 @@ pub(crate) type Hold = Arc<dyn Any + Send + Sync>;
 
 /// Brings bytes of a device to host memory.
 pub(crate) trait Download: std::fmt::Debug + Send + Sync {
-    /// Copies as many bytes as there is room for, and returns when they are here.
+    /// Copies runs of device memory, one behind the other, until there is no more room, and returns when they are here.
     ///
     /// # Errors
-    /// A device that fails.
+    /// A device that fails, or runs that are shorter than the room.
     ///
     /// # Safety
-    /// 1. The bytes are valid, and nobody writes them meanwhile.
+    /// 1. The runs are valid, and nobody writes them meanwhile.
     #[allow(unsafe_code)]
-    unsafe fn download(&self, pointer: u64, to: &mut [u8]) -> Result<()>;
+    unsafe fn download(&self, runs: &mut dyn Iterator<Item = parcel::Span>, to: &mut [u8]) -> Result<()>;
 }
 
 /// Memory of a device: an address, a length, and a stream.

@@ -215,7 +215,7 @@ impl Shard {
         let mut buffer = Buffer::zeroed(len)?;
         #[allow(unsafe_code)]
         // SAFETY: the shard's own memory, which is complete and kept; of a caller's memory the caller has promised it.
-        unsafe { download.download(memory.pointer(), &mut buffer) }?;
+        unsafe { download.download(&mut std::iter::once(memory.span()), &mut buffer) }?;
         Ok(Bytes::from_owner(Loaded(Arc::new(Memory::Host(buffer)))))
     }
 

@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use super::delivery::Delivery;
+use super::download::Downloader;
 use super::driver::{Context, DeviceBuffer, Event, Function, Module, Outcome, Registration, Stream};
 use super::lane::Lane;
 use crate::error::{Error, Result};
@@ -21,6 +22,8 @@ pub(crate) struct Gpu {
     pub(super) kernels: Stream,
     functions: [Function; Kernel::ALL.len()],
     _module: Module,
+    /// Shared by all results, which may outlive the device's other parts.
+    downloader: Arc<Downloader>,
     pub(super) staging: Staging,
     /// Lanes that no worker uses.
     lanes: Mutex<Vec<Lane>>,
@@ -58,12 +61,14 @@ impl Gpu {
             .map_err(|error: super::driver::DriverError| error.on(ordinal, "the CUDA device cannot be started"))?;
         let functions = functions.try_into().map_err(|_| Error::bug("a kernel is missing"))?;
         let (lanes, lane_bytes, locked_bytes) = Default::default();
+        let downloader = Arc::new(Downloader::new(Arc::clone(&context)));
         Ok(Arc::new(Self {
             context,
             copies,
             kernels,
             functions,
             _module: module,
+            downloader,
             staging,
             lanes,
             lane_bytes,
@@ -174,7 +179,7 @@ impl Gpu {
 
     /// Who brings results back, as long as they live.
     pub(crate) fn downloader(&self) -> Arc<dyn Download> {
-        Arc::new(Downloader(Arc::clone(&self.context)))
+        Arc::clone(&self.downloader) as _
     }
 
     pub(super) fn function(&self, kernel: Kernel) -> Function {
@@ -225,30 +230,5 @@ impl Pinner for Locker {
                 .hint("a smaller `--memory` locks less; the limit on locked memory may be low (`touchdown doctor`)")
         })?;
         Ok(Box::new(registration))
-    }
-}
-
-/// Brings bytes of a device to host memory.
-#[derive(Debug)]
-struct Downloader(Arc<Context>);
-
-impl Download for Downloader {
-    unsafe fn download(&self, pointer: u64, to: &mut [u8]) -> Result<()> {
-        if to.is_empty() {
-            return Ok(());
-        }
-        let copied = self.copy(pointer, to);
-        copied.map_err(|error| error.on(self.0.ordinal(), "a shard cannot be copied from its device"))
-    }
-}
-
-impl Downloader {
-    fn copy(&self, pointer: u64, to: &mut [u8]) -> Outcome<()> {
-        let stream = Stream::new(&self.0)?;
-        let current = self.0.enter()?;
-        // SAFETY: the memory is `download`'s caller's; the stream has nothing to do when this returns, or its context is lost.
-        let copied = unsafe { current.download(to.as_mut_ptr(), pointer, to.len(), &stream) };
-        let drained = current.drain(&stream).or_else(|_| current.drain(&stream));
-        copied.and(drained)
     }
 }

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use super::driver::{DeviceBuffer, Event, Outcome, Registration};
+use super::driver::{Context, DeviceBuffer, Event, Outcome, Registration};
 use super::gpu::{Gpu, Staging};
 use crate::error::Result;
 use crate::io::Buffer;
@@ -34,7 +34,7 @@ impl Lane {
             Ok((DeviceBuffer::new(&gpu.context, TABLE_BYTES)?, copied, launched))
         };
         let (tables, copied, launched) = made().map_err(|error| gpu.failed(error))?;
-        let host_tables = LockedBuffer::new(gpu, TABLE_BYTES + RESULT_BYTES)?;
+        let host_tables = LockedBuffer::new(&gpu.context, TABLE_BYTES + RESULT_BYTES)?;
         let counts = [(Arc::clone(&gpu.lane_bytes), 0), (Arc::clone(&gpu.locked_bytes), 0)];
         let mut lane = Self { staging: None, tables, host_tables, pack: None, copied, launched, counts };
         lane.count(TABLE_BYTES, TABLE_BYTES + RESULT_BYTES);
@@ -67,7 +67,7 @@ impl Lane {
             Some(pack) => pack,
             None => {
                 self.count(0, PACK_BYTES);
-                LockedBuffer::new(gpu, PACK_BYTES)?
+                LockedBuffer::new(&gpu.context, PACK_BYTES)?
             }
         };
         Ok(self.pack.insert(pack))
@@ -98,11 +98,13 @@ pub(super) struct LockedBuffer {
 }
 
 impl LockedBuffer {
-    fn new(gpu: &Gpu, len: usize) -> Result<Self> {
+    pub(super) fn new(context: &Arc<Context>, len: usize) -> Result<Self> {
         let buffer = Buffer::zeroed(len.next_multiple_of(PAGE))?;
         // SAFETY: the buffer lies beside the registration, which is dropped first.
-        let registration = unsafe { Registration::new(&gpu.context, buffer.as_mut_ptr(), buffer.len()) };
-        Ok(Self { _registration: registration.map_err(|error| gpu.failed(error))?, buffer })
+        let registration = unsafe { Registration::new(context, buffer.as_mut_ptr(), buffer.len()) };
+        let registration =
+            registration.map_err(|error| error.on(context.ordinal(), "memory for copies cannot be locked"))?;
+        Ok(Self { _registration: registration, buffer })
     }
 }
 

@@ -10,6 +10,7 @@
 //!  library.rs   the entry points, found and checked        driver.rs    owned objects and calls over them
 //!  gpu.rs       a device: streams, kernels, lanes          lane.rs      what one worker uses of a device
 //!  delivery.rs  parcels to copies and launches             results.rs   memory of shards, in slabs
+//!                                                          download.rs  shards back to the host
 //! ```
 //!
 //! There is one copy stream and one kernel stream a device. A worker that has parcels takes a *lane* (staging memory, tables,
@@ -19,6 +20,7 @@
 //! Must not know: files, formats, arrays (a shard is a number here).
 
 mod delivery;
+mod download;
 mod driver;
 mod gpu;
 mod lane;

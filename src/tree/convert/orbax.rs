@@ -274,7 +274,7 @@ fn new_array(target: &Target, leaf: &TargetLeaf, array: &ArrayWant) -> Result<Ne
         }
         None => regions.push(Region::whole(&array.shape)),
     }
-    let parts = regions.into_iter().map(|region| NewPart { region, data: Bytes::new() }).collect();
+    let parts = regions.into_iter().map(|region| NewPart::new(region, Bytes::new())).collect();
     let (shape, dtype, key_impl) = (array.shape.clone(), array.dtype, array.key_impl.clone());
     Ok(NewArray { shape, dtype, sharding, parts, key_impl })
 }

@@ -66,7 +66,7 @@ pub(super) enum Payload {
 impl ArrayJob {
     /// The job of writing one part of the array, whose elements are these. The part ends where chunks or the array do.
     pub(in crate::tree) fn piece(&self, part: Region, data: Bytes, described: bool) -> Self {
-        let parts = vec![NewPart { region: part.clone(), data }];
+        let parts = vec![NewPart::new(part.clone(), data)];
         let source = Source { shape: self.source.shape.clone(), parts, convert: self.source.convert };
         let (name, new, meta) = (self.name.clone(), self.new.clone(), self.meta.clone());
         Self { name, source, new, meta, part, described, lossy: AtomicU64::new(0) }

@@ -4,12 +4,15 @@ use std::borrow::Cow;
 
 use bytes::Bytes;
 
-use super::tree::NewPart;
+use super::tree::{DevicePart, NewPart};
 use crate::dtype::DType;
 use crate::encode::{prepare, prepare_in_place};
 use crate::error::{Error, Result};
+use crate::limits::DOWNLOAD_BYTES;
+use crate::place::Memory;
+use crate::place::parcel::Span;
 use crate::plan::route::{Elements, Route, routes};
-use crate::plan::{Device, Placement};
+use crate::plan::{Device, Placement, Slabs};
 use crate::shape::{Region, strides};
 use crate::transform::cpu::{OpError, execute_in};
 use crate::transform::{Convert, Op};
@@ -53,7 +56,7 @@ impl Source {
         if !self.convert.is_plain() {
             return None;
         }
-        let part = self.parts.iter().find(|part| part.region.contains(wanted))?;
+        let part = self.parts.iter().find(|part| part.region.contains(wanted) && part.device.is_none())?;
         let start: Vec<u64> = wanted.start.iter().zip(&part.region.start).map(|(at, from)| at - from).collect();
         let first: u64 = start.iter().zip(strides(&part.region.extent)).map(|(at, stride)| at * stride).sum();
         let region = Region { start, extent: wanted.extent.clone() };
@@ -96,10 +99,10 @@ impl Source {
                 target_strides,
                 convert: self.convert,
             };
-            lossy += execute_in(&op, &part.data, out).map_err(|error| match error {
-                OpError::Outside { .. } => Error::bug(error.to_string()),
-                OpError::Cast(error) => Error::invalid(error.to_string()),
-            })?;
+            lossy += match &part.device {
+                Some(device) => fetch(device, &part.region.extent, &op, out)?,
+                None => execute_in(&op, &part.data, out).map_err(op_error)?,
+            };
         }
         Ok(lossy)
     }
@@ -107,6 +110,61 @@ impl Source {
     /// The stored element type.
     pub(super) fn dtype(&self) -> DType {
         self.convert.to
+    }
+}
+
+/// Does an op whose source is an array of this extent on a device, piece by piece.
+fn fetch(device: &DevicePart, extent: &[u64], op: &Op, out: &mut [u8]) -> Result<u64> {
+    let Memory::Device(memory) = &*device.memory else {
+        return Err(Error::bug("a part of a device is in host memory"));
+    };
+    let size = op.convert.from.size() as u64;
+    let mut piece_bytes = Vec::new();
+    let mut lossy = 0;
+    for (piece, bytes) in Slabs::new(&op.extent, op.convert.from.size(), DOWNLOAD_BYTES as u64) {
+        let moved = |strides: &[u64]| piece.start.iter().zip(strides).map(|(at, stride)| at * stride).sum::<u64>();
+        let first = op.source_start + moved(&op.source_strides);
+        let mut spans = runs(extent, &piece.extent)
+            .map(|(start, count)| Span { pointer: memory.pointer() + (first + start) * size, len: count * size });
+        piece_bytes.resize(usize::try_from(bytes).unwrap_or(usize::MAX), 0);
+        #[allow(unsafe_code)]
+        // SAFETY: boxes of the part's own memory, which the part keeps; it holds as many bytes as its region needs, which was
+        // checked when the save was planned.
+        unsafe { device.download.download(&mut spans, &mut piece_bytes) }?;
+        let packed = Op {
+            extent: piece.extent.clone(),
+            source_strides: strides(&piece.extent),
+            target_strides: op.target_strides.clone(),
+            source_start: 0,
+            target_start: op.target_start + moved(&op.target_strides),
+            convert: op.convert,
+        };
+        lossy += execute_in(&packed, &piece_bytes, out).map_err(op_error)?;
+    }
+    Ok(lossy)
+}
+
+/// The contiguous runs of a box at the start of an array, in the box's row-major order: first element and number of elements.
+fn runs<'a>(array: &'a [u64], part: &'a [u64]) -> impl Iterator<Item = (u64, u64)> + 'a {
+    let distances = strides(array);
+    // Dimensions from this one on are one run.
+    let inner = (1..part.len()).rev().find(|&dim| part[dim] != array[dim]).unwrap_or(0);
+    let count: u64 = part[inner.min(part.len())..].iter().product();
+    let outer: u64 = part[..inner].iter().product();
+    (0..outer).map(move |mut number| {
+        let mut start = 0;
+        for dim in (0..inner).rev() {
+            start += number % part[dim] * distances[dim];
+            number /= part[dim];
+        }
+        (start, count)
+    })
+}
+
+fn op_error(error: OpError) -> Error {
+    match error {
+        OpError::Outside { .. } => Error::bug(error.to_string()),
+        OpError::Cast(error) => Error::invalid(error.to_string()),
     }
 }
 
@@ -181,7 +239,7 @@ mod tests {
             }
             let parts = regions.into_iter().map(|region| {
                 let data: Vec<u8> = indices(&region).iter().flat_map(|index| value(index).to_le_bytes()).collect();
-                NewPart { region, data: data.into() }
+                NewPart::new(region, data)
             }).collect();
             // A box that may reach beyond the array.
             let start: Vec<u64> = dims.iter().map(|(extent, _, _, at)| at.index(*extent as usize) as u64).collect();
@@ -199,9 +257,21 @@ mod tests {
     }
 
     #[test]
+    fn runs_are_as_long_as_the_box_allows() {
+        let of = |array: &[u64], part: &[u64]| runs(array, part).collect::<Vec<_>>();
+        assert_eq!(of(&[], &[]), [(0, 1)]);
+        assert_eq!(of(&[7], &[3]), [(0, 3)]);
+        assert_eq!(of(&[4, 5], &[2, 5]), [(0, 10)]);
+        assert_eq!(of(&[4, 5], &[2, 3]), [(0, 3), (5, 3)]);
+        assert_eq!(of(&[3, 4, 5], &[2, 2, 5]), [(0, 10), (20, 10)]);
+        assert_eq!(of(&[3, 4, 5], &[2, 2, 1]), [(0, 1), (5, 1), (20, 1), (25, 1)]);
+        assert_eq!(of(&[3, 4, 5], &[3, 4, 5]), [(0, 60)]);
+    }
+
+    #[test]
     fn rows_of_a_part_are_not_copied() {
         let data: Bytes = (0..200u8).collect::<Vec<u8>>().into();
-        let whole = NewPart { region: Region::whole(&[10, 10]), data: data.clone() };
+        let whole = NewPart::new(Region::whole(&[10, 10]), data.clone());
         let source = source(&[10, 10], vec![whole], DType::UInt16);
         let rows = Region { start: vec![2, 0], extent: vec![3, 10] };
         let (elements, _) = source.elements(&rows).unwrap();

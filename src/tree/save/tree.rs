@@ -13,10 +13,10 @@ use crate::error::{Error, Result};
 use crate::keypath::KeyPath;
 use crate::layout::orbax::metadata::{Container, ValueType};
 use crate::layout::orbax::sharding::SavedMesh;
-use crate::place::{Element, Memory};
+use crate::place::{Download, Element, Memory};
 use crate::plan::{Device, Mesh, Sharding, Spec};
 use crate::shape::{Region, byte_count, element_count};
-use crate::tree::{Array, Checkpoint, Leaf, State, Value};
+use crate::tree::{Array, Checkpoint, Leaf, Shard, State, Value};
 
 /// A tree to save: its leaves, in the order in which their data are written.
 #[derive(Clone, Debug, Default)]
@@ -62,7 +62,7 @@ pub enum NewLeaf {
     Empty(Container),
 }
 
-/// An array to save, in host memory.
+/// An array to save, in host memory or, if it was loaded there, in the memory of devices.
 #[derive(Clone, Debug)]
 pub struct NewArray {
     /// Global extents.
@@ -83,8 +83,16 @@ pub struct NewArray {
 pub struct NewPart {
     /// Which elements.
     pub region: Region,
-    /// The elements, row-major, little-endian; sub-byte types one byte an element.
+    /// The elements, row-major, little-endian; sub-byte types one byte an element. Empty if they are on a device.
     pub data: Bytes,
+    pub(super) device: Option<DevicePart>,
+}
+
+/// Elements in the memory of a device, which are copied from there chunk by chunk when they are written.
+#[derive(Clone, Debug)]
+pub(super) struct DevicePart {
+    pub(super) memory: Arc<Memory>,
+    pub(super) download: Arc<dyn Download>,
 }
 
 impl Tree {
@@ -208,7 +216,7 @@ impl From<&Array> for NewArray {
         let mut parts: Vec<NewPart> = Vec::new();
         for shard in array.shards() {
             if parts.iter().all(|part| part.region != shard.region) {
-                parts.push(NewPart { region: shard.region.clone(), data: shard.shared_bytes() });
+                parts.push(NewPart::from(shard));
             }
         }
         let several = array.sharding.mesh.devices().len() > 1;
@@ -225,7 +233,7 @@ impl From<&Array> for NewArray {
 impl NewArray {
     /// An array that is whole in memory: its elements row-major, little-endian.
     pub fn new(shape: &[u64], dtype: DType, data: impl Into<Bytes>) -> Self {
-        let parts = vec![NewPart { region: Region::whole(shape), data: data.into() }];
+        let parts = vec![NewPart::new(Region::whole(shape), data)];
         Self { shape: shape.to_vec(), dtype, sharding: None, parts, key_impl: None }
     }
 
@@ -250,7 +258,7 @@ impl NewArray {
             let region = sharding.region(shape, position);
             if parts.iter().all(|part| part.region != region) {
                 let data = part(&region)?;
-                parts.push(NewPart { region, data });
+                parts.push(NewPart::new(region, data));
             }
         }
         Ok(Self { shape: shape.to_vec(), dtype, sharding: Some(sharding), parts, key_impl: None })
@@ -283,10 +291,10 @@ impl NewArray {
                 return Err(Error::invalid("a part reaches outside the array").found(format_args!("{:?}", part.region)));
             }
             let expected = part.region.volume() * size as u64;
-            if part.data.len() as u64 != expected {
+            if part.len() != expected {
                 return Err(Error::invalid("a part has another size than its region")
                     .expected(format_args!("{expected} bytes"))
-                    .found(format_args!("{} bytes", part.data.len())));
+                    .found(format_args!("{} bytes", part.len())));
             }
             if part.region.is_empty() || distinct.iter().any(|have| have.region == part.region) {
                 continue;
@@ -296,7 +304,7 @@ impl NewArray {
             }
             distinct.push(part.clone());
         }
-        let held: u64 = distinct.iter().map(|part| part.data.len() as u64).sum();
+        let held: u64 = distinct.iter().map(NewPart::len).sum();
         if held != bytes {
             return Err(Error::invalid("not every element is in this process's memory")
                 .expected(format_args!("{bytes} bytes"))
@@ -373,6 +381,27 @@ scalars! {
     f64 => Float;
     &str => Text;
     String => Text;
+}
+
+impl NewPart {
+    /// A part in host memory.
+    pub fn new(region: Region, data: impl Into<Bytes>) -> Self {
+        Self { region, data: data.into(), device: None }
+    }
+
+    /// Number of bytes, wherever they are.
+    pub(super) fn len(&self) -> u64 {
+        self.device.as_ref().map_or(self.data.len() as u64, |device| device.memory.len())
+    }
+}
+
+impl From<&Shard> for NewPart {
+    fn from(shard: &Shard) -> Self {
+        let download = shard.download.as_ref();
+        let device =
+            download.map(|download| DevicePart { memory: Arc::clone(&shard.memory), download: Arc::clone(download) });
+        Self { region: shard.region.clone(), data: shard.shared_bytes(), device }
+    }
 }
 
 /// A loaded shard's host memory as shared bytes.

@@ -192,6 +192,62 @@ fn many_small_arrays_are_few_copies_and_launches() {
 }
 
 #[test]
+fn five_thousand_small_arrays_are_a_few_dozen_launches() {
+    let test = "five_thousand_small_arrays_are_a_few_dozen_launches";
+    let Some(simulator) = Simulator::start(test, Machine::default()) else { return };
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("many.safetensors");
+    let (mut header, mut data) = (serde_json::Map::new(), Vec::new());
+    for number in 0..5000usize {
+        let bytes = noise(4 * (200 + number % 100), number as u64 + 1);
+        let (start, end) = (data.len(), data.len() + bytes.len());
+        let row = serde_json::json!({"dtype": "F32", "shape": [bytes.len() / 4], "data_offsets": [start, end]});
+        header.insert(format!("a{number:04}"), row);
+        data.extend(bytes);
+    }
+    let header = serde_json::to_vec(&header).unwrap();
+    std::fs::write(&path, [&(header.len() as u64).to_le_bytes()[..], &header, &data].concat()).unwrap();
+    let checkpoint = touchdown::open(&path).unwrap();
+    // As an engine is by default, but for the number of threads.
+    let engine = Engine::new(EngineOptions { threads: 2, ..EngineOptions::default() }).unwrap();
+    let target = || checkpoint.target().cast([("**", DType::BFloat16)]);
+    simulator.fail("*", 0, 0);
+    let got = engine.load(&checkpoint, &onto(target(), gpus(1))).unwrap().wait().unwrap();
+    let (launches, copies) = (simulator.count("cuLaunchKernel"), simulator.count("cuMemcpyHtoDAsync_v2"));
+    println!("5000 arrays in {launches} launches and {copies} copies");
+    assert!(launches <= 36 && copies <= 36, "{launches} launches, {copies} copies");
+    assert_eq!(simulator.count("cuMemAlloc_v2"), 1 + 2 * 2, "one slab, and a worker's tables and staging");
+    let want = engine.load(&checkpoint, &onto(target(), Device::cpus(1))).unwrap().wait().unwrap();
+    assert_same(&want, &got, "5000");
+}
+
+#[test]
+fn large_boxes_are_packed_in_pieces() {
+    let Some(simulator) =
+        Simulator::start("large_boxes_are_packed_in_pieces", Machine { delay_us: 20, ..Machine::default() })
+    else {
+        return;
+    };
+    let dir = tempfile::tempdir().unwrap();
+    let tree = Tree::new()
+        .with("wide", array(&[1536, 2048], DType::Float32, 1))
+        .with("turned", array(&[40, 3000, 24], DType::Float64, 2));
+    let leaf = LeafOptions { chunk_bytes: Some(64 << 20), ..LeafOptions::default() };
+    touchdown::save(dir.path().join("ckpt"), &tree, &SaveOptions { leaf, ..SaveOptions::default() }).unwrap();
+    let checkpoint = touchdown::open(dir.path().join("ckpt")).unwrap();
+    let engine = Engine::new(EngineOptions { threads: 2, ..EngineOptions::default() }).unwrap();
+    let load = |devices: Vec<Device>| {
+        let rules = [("wide", spec![_, "device"]), ("turned", spec![_, _, "device"])];
+        let target =
+            checkpoint.target().shard(&Mesh::line(devices).unwrap(), rules).transpose([("turned", vec![1, 0, 2])]);
+        engine.load(&checkpoint, &target.cast([("wide", DType::Float16)])).unwrap().wait().unwrap()
+    };
+    assert_same(&load(Device::cpus(3)), &load(gpus(3)), "packed");
+    drop(engine);
+    assert_eq!(simulator.report(), "");
+}
+
+#[test]
 fn devices_are_sent_little_more_than_they_hold() {
     let test = "devices_are_sent_little_more_than_they_hold";
     let Some(simulator) = Simulator::start(test, Machine::default()) else { return };

@@ -109,14 +109,6 @@ impl Ring {
         Ok(slot)
     }
 
-    /// Gives up the memory of the slots that are not out, and locks no more.
-    pub fn clear(&self) {
-        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
-        state.made -= state.free.len();
-        state.pinner = None;
-        state.free = Vec::new();
-    }
-
     /// How many slots have been made and are not out.
     #[cfg(all(test, loom))]
     pub(super) fn free_count(&self) -> usize {

@@ -17,22 +17,25 @@ impl Gpu {
     pub(crate) fn prepare(self: &Arc<Self>, shards: &[&ShardSpec]) -> Result<Vec<DeviceMemory>> {
         self.expect_room(shards)?;
         let mut slabs: Vec<(u64, Vec<usize>)> = Vec::new();
-        let mut memory: Vec<DeviceMemory> = Vec::new();
+        // The slab that small shards go to.
+        let mut open: Option<usize> = None;
         for (index, shard) in shards.iter().enumerate() {
-            // Filled in below; an empty shard has no memory.
-            memory.push(DeviceMemory::empty(self.stream()));
             let bytes = aligned(shard.bytes);
-            match slabs.last_mut() {
+            let small = bytes <= DEVICE_SLAB_SHARD_BYTES_MAX;
+            match open.filter(|&open| small && slabs[open].0 + bytes <= DEVICE_SLAB_BYTES) {
                 _ if bytes == 0 => {}
-                Some((filled, members))
-                    if bytes <= DEVICE_SLAB_SHARD_BYTES_MAX && *filled + bytes <= DEVICE_SLAB_BYTES =>
-                {
-                    *filled += bytes;
-                    members.push(index);
+                Some(open) => {
+                    slabs[open].0 += bytes;
+                    slabs[open].1.push(index);
                 }
-                _ => slabs.push((bytes, vec![index])),
+                None => {
+                    open = if small { Some(slabs.len()) } else { open };
+                    slabs.push((bytes, vec![index]));
+                }
             }
         }
+        // An empty shard has no memory.
+        let mut memory: Vec<DeviceMemory> = shards.iter().map(|_| DeviceMemory::empty(self.stream())).collect();
         for (bytes, members) in slabs {
             let bytes = usize::try_from(bytes).map_err(|_| Error::bug("a slab is larger than the address space"))?;
             let (mut pointer, hold) =

@@ -239,6 +239,12 @@ pub const GATHER_COPY_BYTES: u64 = 64 << 10;
 /// Fewer small copies than this stay copies.
 pub const GATHER_COPIES_MIN: usize = 4;
 
+/// Size of the pieces of host memory that small shards share, in bytes: many large pages.
+pub const HOST_SLAB_BYTES: usize = 64 << 20;
+
+/// Larger shards have memory of their own, in bytes: it is large pages by itself.
+pub const HOST_SLAB_SHARD_BYTES_MAX: usize = 4 << 20;
+
 /// Size of the pieces in which memory of a device is taken for small shards, in bytes.
 pub const DEVICE_SLAB_BYTES: u64 = 64 << 20;
 

@@ -2,6 +2,7 @@
 
 use std::alloc::{Layout, alloc_zeroed, dealloc};
 use std::ptr::NonNull;
+use std::sync::Arc;
 #[cfg(feature = "uring")]
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -20,7 +21,7 @@ pub struct Buffer {
 }
 
 /// Who frees the memory.
-#[derive(Clone, Copy, PartialEq, Eq)]
+#[derive(Clone)]
 enum Owner {
     /// This buffer; allocated page-aligned.
     Aligned,
@@ -30,6 +31,8 @@ enum Owner {
     Boxed,
     /// Somebody else.
     Foreign,
+    /// The last of the buffers that are parts of this one.
+    Part(#[expect(dead_code, reason = "it is held, not used")] Arc<Buffer>),
 }
 
 // SAFETY: the memory is owned and plain bytes.
@@ -119,6 +122,28 @@ impl Buffer {
         Ok(Self::new(start, len, Owner::Mapped))
     }
 
+    /// Zero bytes for several buffers in one piece, which is given back when the last of them is dropped: small ones share large
+    /// pages, where each by itself would have small ones. All of them are page-aligned.
+    ///
+    /// # Errors
+    /// The system has no memory of that size.
+    pub fn zeroed_parts(lens: &[usize]) -> Result<Vec<Self>> {
+        let sizes = lens.iter().map(|len| len.checked_next_multiple_of(ALIGN));
+        let total = sizes.clone().try_fold(0, |sum: usize, size| sum.checked_add(size?));
+        // A sum that overflows is more than there is.
+        let whole = Arc::new(Self::zeroed(total.unwrap_or(usize::MAX / 2))?);
+        let mut rest = whole.start;
+        let part = |(&len, size): (&usize, Option<usize>)| {
+            let part = Self::new(rest, len, Owner::Part(Arc::clone(&whole)));
+            #[allow(unsafe_code)]
+            // SAFETY: the sizes add up to the length of the whole, so this is inside of it or its end.
+            let next = unsafe { rest.add(size.unwrap_or_default()) };
+            rest = next;
+            part
+        };
+        Ok(lens.iter().zip(sizes).map(part).collect())
+    }
+
     /// Somebody else's memory.
     ///
     /// # Safety
@@ -131,7 +156,7 @@ impl Buffer {
 
     /// Whether the memory is known to be zero where it has not been written.
     pub(crate) fn starts_zeroed(&self) -> bool {
-        matches!(self.owner, Owner::Aligned | Owner::Mapped)
+        matches!(self.owner, Owner::Aligned | Owner::Mapped | Owner::Part(_))
     }
 
     /// Length in bytes.
@@ -227,7 +252,7 @@ impl std::ops::DerefMut for Buffer {
 impl Drop for Buffer {
     #[allow(unsafe_code)]
     fn drop(&mut self) {
-        match self.owner {
+        match &self.owner {
             Owner::Aligned => {
                 if let (1.., Ok(layout)) = (self.len, Layout::from_size_align(self.len, ALIGN)) {
                     // SAFETY: allocated in `zeroed` with this very layout.
@@ -243,7 +268,7 @@ impl Drop for Buffer {
                 // SAFETY: came from `Box::into_raw` with this length in `from`.
                 drop(unsafe { Box::from_raw(std::ptr::slice_from_raw_parts_mut(self.start.as_ptr(), self.len)) });
             }
-            Owner::Foreign => {}
+            Owner::Foreign | Owner::Part(_) => {}
         }
     }
 }
@@ -291,6 +316,19 @@ mod tests {
         assert_eq!(Buffer::in_file(&dir.path().join("no"), 1).unwrap_err().kind(), ErrorKind::Io);
         assert!(Buffer::zeroed(0).unwrap().is_empty());
         assert_eq!(&*Buffer::from(vec![1, 2, 3]), [1, 2, 3]);
+        let mut parts = Buffer::zeroed_parts(&[10, 0, 4097, 300_000]).unwrap();
+        for (number, part) in parts.iter_mut().enumerate() {
+            assert!(
+                part.starts_zeroed() && (part.as_ptr() as usize).is_multiple_of(ALIGN) && part.iter().all(|b| *b == 0)
+            );
+            part.fill(number as u8 + 1);
+        }
+        let last = parts.pop().unwrap();
+        assert!(parts.iter().enumerate().all(|(number, part)| part.iter().all(|byte| *byte == number as u8 + 1)));
+        drop(parts);
+        assert!(last.len() == 300_000 && last.iter().all(|byte| *byte == 4), "the whole lives as long as a part");
+        assert_eq!(Buffer::zeroed_parts(&[usize::MAX, 9]).unwrap_err().kind(), ErrorKind::OutOfMemory);
+        assert!(Buffer::zeroed_parts(&[]).unwrap().is_empty());
         assert_eq!(Buffer::zeroed(usize::MAX / 2).unwrap_err().kind(), ErrorKind::OutOfMemory);
     }
 }

@@ -4,28 +4,45 @@ use super::{Destination, Memory, ShardSpec};
 use crate::dtype::DType;
 use crate::error::{Error, ErrorKind, Result};
 use crate::io::Buffer;
+use crate::limits::{HOST_SLAB_BYTES, HOST_SLAB_SHARD_BYTES_MAX};
 
 // Elements are stored little-endian and handed out as native values.
 const _: () = assert!(cfg!(target_endian = "little"), "touchdown runs on little-endian machines");
 
-/// Allocates page-aligned, zeroed host memory for every shard.
+/// Allocates page-aligned, zeroed host memory for every shard. Small shards share pieces, each of which is given back when the last
+/// of its shards is dropped.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct HostDestination;
 
 impl Destination for HostDestination {
     fn prepare(&mut self, shards: &[ShardSpec]) -> Result<Vec<Memory>> {
-        let allocate = |shard: &ShardSpec| {
+        let mut memory = Vec::with_capacity(shards.len());
+        let mut small: Vec<usize> = Vec::new();
+        let mut small_bytes = 0;
+        for shard in shards {
             if !shard.device.is_host() {
                 return Err(Error::new(ErrorKind::Device, "this destination lands shards in host memory only")
                     .at("leaf", &shard.path)
                     .found(shard.device)
                     .hint("use CPU devices (`--devices cpu:N`)"));
             }
+            let at = |error: Error| error.at("leaf", &shard.path);
             let len = usize::try_from(shard.bytes)
-                .map_err(|_| Error::new(ErrorKind::OutOfMemory, "a shard is larger than the address space"))?;
-            Buffer::zeroed(len).map(Memory::Host).map_err(|error| error.at("leaf", &shard.path))
-        };
-        shards.iter().map(allocate).collect()
+                .map_err(|_| at(Error::new(ErrorKind::OutOfMemory, "a shard is larger than the address space")))?;
+            // In the order of shards: what was put off comes before what is not.
+            if len >= HOST_SLAB_SHARD_BYTES_MAX || small_bytes + len > HOST_SLAB_BYTES {
+                memory.extend(Buffer::zeroed_parts(&std::mem::take(&mut small)).map_err(at)?);
+                small_bytes = 0;
+            }
+            if len >= HOST_SLAB_SHARD_BYTES_MAX {
+                memory.push(Buffer::zeroed(len).map_err(at)?);
+            } else {
+                small.push(len);
+                small_bytes += len;
+            }
+        }
+        memory.extend(Buffer::zeroed_parts(&small)?);
+        Ok(memory.into_iter().map(Memory::Host).collect())
     }
 }
 

@@ -42,6 +42,7 @@ pub use devices::DeviceStartup;
 pub use engine::{Engine, EngineOptions, Stall};
 pub use job::{Job, Progress};
 pub use rows::{Row, RowView};
+#[cfg(feature = "cli")]
 pub(crate) use rules::no_leaf;
 pub use rules::{Filter, Pattern};
 pub use state::{Array, Leaf, Report, Shard, Stage, Stages, State};

@@ -238,6 +238,9 @@ pub const INNER_CHUNK_BYTES: u64 = 4 << 20;
 /// the parallelism gives.
 pub const CHUNK_PIECE_BYTES_MIN: u64 = 1 << 20;
 
+/// Files that a save has open at once at most, far below the usual limits on open files.
+pub const SAVE_OPEN_FILES_MAX: usize = 64;
+
 /// Values up to this size stand in the nodes of a saved database, as Orbax configures it, in bytes.
 pub const SAVE_INLINE_BYTES_MAX: u64 = 1024;
 

@@ -141,10 +141,27 @@ pub(super) fn bound(len: usize) -> usize {
     zstd::zstd_safe::compress_bound(len)
 }
 
-/// What a context of this level holds, in bytes.
-pub(super) fn memory(level: i32) -> u64 {
-    // SAFETY: a function of a number.
-    unsafe { sys::ZSTD_estimateCStreamSize(level) as u64 }
+/// What a context of this level holds that makes frames of this many bytes, in bytes.
+pub(super) fn memory(level: i32, len: u64) -> u64 {
+    // SAFETY: functions of numbers.
+    let estimate = unsafe { sys::ZSTD_estimateCStreamSize_usingCParams(sys::ZSTD_getCParams(level, len.max(1), 0)) };
+    estimate as u64 + CONTEXT_BYTES
+}
+
+/// The same for contexts of frames without sequences. libzstd leaves the sequences of a block's producer out of its
+/// estimate: room for one every three bytes, twice.
+pub(super) fn memory_literals_only(len: u64) -> u64 {
+    let block = len.min(OUTPUT_BYTES as u64);
+    memory(LITERALS_LEVEL, len) + (block / 3 + 2) * (size_of::<sys::ZSTD_Sequence>() as u64 + STORED_SEQUENCE_BYTES)
+}
+
+#[cfg(test)]
+impl Context {
+    /// What it holds now, in bytes.
+    pub(super) fn holds(&self) -> u64 {
+        // SAFETY: the context lives.
+        unsafe { sys::ZSTD_sizeof_CCtx(self.0.as_ptr()) as u64 }
+    }
 }
 
 pub(super) fn reserve(out: &mut Vec<u8>, more: usize) -> Result<(), EncodeError> {
@@ -160,6 +177,12 @@ pub(super) const LITERALS_LEVEL: i32 = -7;
 
 /// `ZSTD_SEQUENCE_PRODUCER_ERROR`.
 const PRODUCER_ERROR: usize = usize::MAX;
+
+/// What libzstd keeps of a sequence of a block: eight bytes and three codes.
+const STORED_SEQUENCE_BYTES: u64 = 11;
+
+/// What estimates are off by at most: tables are aligned, and small contexts are not shrunk at once.
+const CONTEXT_BYTES: u64 = 64 << 10;
 
 /// How much the output grows at a time while a frame is streamed: a block.
 const OUTPUT_BYTES: usize = 128 << 10;

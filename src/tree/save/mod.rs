@@ -7,6 +7,7 @@
 
 mod array;
 mod delete;
+mod encoders;
 mod finish;
 mod flush;
 mod gather;
@@ -26,4 +27,4 @@ pub use options::{LeafChoice, LeafOptions, SaveOptions};
 pub(in crate::tree) use tree::Loaded;
 pub use tree::{NewArray, NewLeaf, NewPart, Tree, TreeItem};
 pub(in crate::tree) use work::SaveWork;
-pub(in crate::tree) use write::{Context, Storage, Written, write_arrays};
+pub(in crate::tree) use write::{Context, DataFile, Storage, Written, write_arrays};

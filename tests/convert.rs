@@ -395,7 +395,7 @@ fn arrays_larger_than_memory_go_in_ranges_or_through_a_scratch_file() {
         (to, report)
     };
     let mut small = options(ConvertTo::Orbax);
-    small.save.leaf = plain(Some(150_000));
+    small.save.leaf = plain(Some(84_000));
     let (to, report) = go(&source.target(), small.clone(), decoded);
     assert_eq!(whole(&to), expected);
     assert_eq!((report.ranged, report.scratched), (2, 1), "{report:?}");
@@ -573,7 +573,7 @@ fn a_conversion_that_stops_anywhere_leaves_the_old_or_the_new_and_is_gone_on_wit
     ];
     for (form, to, ocdbt, name) in forms {
         for overwrite in [false, true] {
-            let mut base = within(1_400_000, options(to));
+            let mut base = within(1_480_000, options(to));
             base.save.leaf = leaf.clone();
             (base.save.ocdbt, base.save.sync, base.save.overwrite) = (ocdbt, true, overwrite);
             base.save.data_file_bytes = 500_000;
@@ -648,7 +648,7 @@ fn only_the_same_conversion_is_gone_on_with() {
     };
     let small = SaveOptions { leaf: plain(Some(50_000)), ..SaveOptions::default() };
     let source = save(&at("a"), &tree(1), small.clone());
-    let mut base = within(1_400_000, options(ConvertTo::Orbax));
+    let mut base = within(1_480_000, options(ConvertTo::Orbax));
     (base.save.leaf, base.resume) = (small.leaf.clone(), true);
     let interrupt = |steps| {
         let mut stopping = base.clone();

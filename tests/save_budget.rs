@@ -1,7 +1,12 @@
 //! Saves under small budgets: chunks and inner chunks that do not fit in memory are written piece by piece, into one value, and
 //! memory stays within the budget.
 
-#![allow(clippy::unwrap_used, clippy::panic, clippy::print_stdout, reason = "tests panic to fail and print their counts")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    clippy::print_stdout,
+    reason = "tests panic to fail and print their counts"
+)]
 
 use std::path::Path;
 
@@ -67,7 +72,8 @@ fn large_inner_chunks_of_one_value_stay_in_one_value() {
     for ocdbt in [true, false] {
         let (path, again) = (home.path().join(format!("{ocdbt}")), home.path().join(format!("{ocdbt}-again")));
         let engine = Engine::new(options(8 << 20)).unwrap();
-        let report = engine.save(&path, &tree, &SaveOptions { ocdbt, ..SaveOptions::default() }).unwrap().wait().unwrap();
+        let report =
+            engine.save(&path, &tree, &SaveOptions { ocdbt, ..SaveOptions::default() }).unwrap().wait().unwrap();
         assert!(report.peak_host_bytes <= 8 << 20, "{}", report.peak_host_bytes);
         assert_eq!(values(&path), 2, "a value for each shard, of three inner chunks");
         intact(&path);

@@ -17,8 +17,8 @@ use crate::plan::{Device, Mesh, Sharding, Spec};
 use crate::relpath::RelPath;
 use crate::shape::Region;
 use crate::tree::save::{
-    Context, DataFile, Elements, Item, NewArray, NewLeaf, NewPart, SaveOptions, Storage, Tree, Written, finish_checkpoint,
-    finish_tree, now_ns, write_arrays,
+    Context, DataFile, Elements, Item, NewArray, NewLeaf, NewPart, SaveOptions, Storage, Tree, Written,
+    finish_checkpoint, finish_tree, now_ns, write_arrays,
 };
 use crate::tree::target::{ArrayWant, Target, TargetLeaf, What};
 use crate::tree::{LeafKind, Value as Scalar};
@@ -67,7 +67,7 @@ impl OrbaxSink {
     ///
     /// # Errors
     /// Everything that keeps it from being written, in one error.
-    pub(super) fn plan(target: &Target, options: &SaveOptions) -> Result<Self> {
+    pub(super) fn plan(target: &Target, options: &SaveOptions, budget: u64) -> Result<Self> {
         let mut tree = Tree::new();
         let mut problems = Vec::new();
         for leaf in &target.leaves {
@@ -86,7 +86,7 @@ impl OrbaxSink {
         if let Some(custom) = options.custom_metadata.as_ref().filter(|custom| !custom.is_object()) {
             problems.push(Error::invalid("custom metadata of a checkpoint must be a JSON object").found(custom));
         }
-        let item = Item::plan(ITEM, &tree, Elements::Later, &options, &mut problems);
+        let item = Item::plan(ITEM, &tree, (Elements::Later, budget), &options, &mut problems);
         let cast = item.paths.iter().zip(item.jobs.iter()).filter(|(_, job)| job.casts());
         problems.extend(
             cast.map(|(path, _)| {

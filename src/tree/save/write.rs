@@ -30,7 +30,9 @@ use crate::io::store::random_name;
 use crate::io::{Budget, Credit, StagedDir, StoreFile};
 use crate::kv::{Extent, FileId, Value};
 use crate::layout::orbax::metadata::key_prefix;
-use crate::limits::{ALIGN_BYTES, ALIGNED_VALUE_BYTES_MIN, SAVE_INLINE_BYTES_MAX, SAVE_OPEN_FILES_MAX, TASKS_PER_WORKER};
+use crate::limits::{
+    ALIGN_BYTES, ALIGNED_VALUE_BYTES_MIN, SAVE_INLINE_BYTES_MAX, SAVE_OPEN_FILES_MAX, TASKS_PER_WORKER,
+};
 use crate::relpath::RelPath;
 use crate::zarr::Endian;
 use crate::zarr::shard::encode_index;
@@ -142,10 +144,22 @@ pub(in crate::tree) fn write_arrays(
 
 /// What a task reports.
 enum Report {
-    Encoded { number: u64, encoded: Result<Encoded>, streamed: bool },
+    Encoded {
+        number: u64,
+        encoded: Result<Encoded>,
+        streamed: bool,
+    },
     /// `closed`: it was the last write to a file of its own.
-    Written { to: Place, result: std::io::Result<()>, closed: bool },
-    Flushed { file: FileId, full: bool, result: std::io::Result<()> },
+    Written {
+        to: Place,
+        result: std::io::Result<()>,
+        closed: bool,
+    },
+    Flushed {
+        file: FileId,
+        full: bool,
+        result: std::io::Result<()>,
+    },
 }
 
 /// A file that values are written to.

@@ -9,6 +9,7 @@ use super::write::{DataFile, Written, new_data_file};
 use crate::error::{Error, Result};
 use crate::io::{StagedDir, store};
 use crate::kv::{Index, ocdbt};
+use crate::layout::orbax::sums::{SUMS_FILE, Sums};
 use crate::layout::orbax::{array_metadata, checkpoint, sharding, strings, tree};
 use crate::relpath::RelPath;
 
@@ -26,7 +27,19 @@ pub(in crate::tree) fn finish_tree(
     if options.ocdbt {
         write_database(staged, &dir, written, options)?;
     }
-    let put = |name: &str, contents: &[u8]| staged.write(&dir.join(name)?, contents, options.sync);
+    if !item.array_metadatas.is_empty() {
+        staged.dir(&dir.join(tree::ARRAY_METADATA_DIR)?)?;
+    }
+    let mut sums = Sums::default();
+    let mut put = |name: &str, contents: &[u8]| -> Result<()> {
+        sums.add(name, contents);
+        staged.write(&dir.join(name)?, contents, options.sync)
+    };
+    if !item.array_metadatas.is_empty() {
+        let records = item.array_metadatas.iter().map(|(name, record)| (name.as_str(), record));
+        let name = format!("{}/process_0", tree::ARRAY_METADATA_DIR);
+        put(&name, &array_metadata::to_bytes(records))?;
+    }
     if !item.strings.is_empty() {
         let texts = item.strings.iter().map(|(name, text)| (name.as_str(), text.as_str()));
         let bytes = strings::to_bytes(texts).map_err(|_| Error::bug("a string has no place"))?;
@@ -36,13 +49,10 @@ pub(in crate::tree) fn finish_tree(
         put(tree::SHARDING_FILE, &sharding::to_bytes(&item.shardings))?;
     }
     put(tree::METADATA_FILE, &item.metadata.to_bytes())?;
-    if !item.array_metadatas.is_empty() {
-        staged.dir(&dir.join(tree::ARRAY_METADATA_DIR)?)?;
-        let records = item.array_metadatas.iter().map(|(name, record)| (name.as_str(), record));
-        let file = dir.join(tree::ARRAY_METADATA_DIR)?.join("process_0")?;
-        staged.write(&file, &array_metadata::to_bytes(records), options.sync)?;
+    match options.checksum {
+        Some(false) => Ok(()),
+        _ => staged.write(&dir.join(SUMS_FILE)?, &sums.to_bytes(), options.sync),
     }
-    Ok(())
 }
 
 /// Writes the files of the checkpoint's own directory: what its items are, and that it is whole.

@@ -11,7 +11,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Instant;
 
-use touchdown::encode::Encoder;
+use touchdown::encode::{Checksums, Encoder};
 use touchdown::io::{self, Io, ReadAt, Reader, Ring, Root, Ticket};
 use touchdown::limits::READER_THREADS_DEFAULT;
 use touchdown::relpath::RelPath;
@@ -71,7 +71,7 @@ fn main() {
         });
     }
     for compression in [Compression::Gpu, Compression::Zstd { level: 1 }, Compression::Zstd { level: 3 }] {
-        let mut encoder = Encoder::new(compression, true).unwrap();
+        let mut encoder = Encoder::new(compression, Checksums { frame: true, crc32c: false }).unwrap();
         let (mut encoded, mut chunk) = (0, Vec::new());
         let mut encode = || {
             encoded = 0;

@@ -52,7 +52,7 @@ fn every_flipped_bit_of_an_item_is_found() {
     let home = tempfile::tempdir().unwrap();
     let path = home.path().join("c");
     let options = EngineOptions { threads: 1, staging_bytes: 8 << 20, ..EngineOptions::default() };
-    let engine = Engine::new(options.clone()).unwrap();
+    let engine = Engine::new(options).unwrap();
     engine.save(&path, &tree(), &SaveOptions::default()).unwrap().wait().unwrap();
     let whole = || {
         let checkpoint = touchdown::open(&path)?;

@@ -40,7 +40,8 @@ pub struct SaveOptions {
     pub rich_types: bool,
     /// Any JSON that the reader gets back as the checkpoint's custom metadata; an object, for Orbax.
     pub custom_metadata: Option<serde_json::Value>,
-    /// Replace what is at the destination, once the new checkpoint is whole.
+    /// Replace the checkpoint at the destination, once the new one is whole. What is no checkpoint is not replaced, nor one that
+    /// somebody else has put there since the save began.
     pub overwrite: bool,
     /// Have everything on stable storage before the checkpoint appears.
     pub sync: bool,

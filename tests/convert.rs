@@ -687,3 +687,38 @@ fn only_the_same_conversion_is_gone_on_with() {
     }
     assert_eq!(names(home.path()), ["a", "b", "c"]);
 }
+
+/// Also where each chunk of the source is a file.
+#[test]
+fn a_source_whose_chunks_changed_is_not_gone_on_with() {
+    let home = tempfile::tempdir().unwrap();
+    let at = |name: &str| home.path().join(name);
+    let tree = Tree::new().with("w", array(&[400, 300], DType::Float32, 1));
+    let files = SaveOptions { ocdbt: false, leaf: plain(Some(50_000)), ..SaveOptions::default() };
+    let source = save(&at("a"), &tree, files);
+    let mut base = within(1_480_000, options(ConvertTo::Orbax));
+    (base.save.leaf, base.resume) = (plain(Some(50_000)), true);
+    let mut stopping = base.clone();
+    stopping.save.store = Arc::new(Stopping(Arc::new(AtomicU64::new(8))));
+    convert(&source.target(), at("b"), &stopping).unwrap_err();
+    assert_eq!(leftovers(home.path()).unwrap().len(), 1);
+    let chunk = at("a/state/w/c/0/0");
+    let mut bytes = fs::read(&chunk).unwrap();
+    bytes.push(0);
+    fs::write(&chunk, &bytes).unwrap();
+    let error = convert(&source.target(), at("b"), &base).unwrap_err();
+    assert_eq!(error.list(), ["the source's files: not the same"]);
+}
+
+/// A high level asks for much memory only of large chunks: the default is enough for chunks as they are by default.
+#[test]
+fn high_levels_need_no_more_memory_than_there_is_by_default() {
+    let home = tempfile::tempdir().unwrap();
+    let at = |name: &str| home.path().join(name);
+    let tree = Tree::new().with("w", array(&[3, 1 << 18], DType::Float32, 1));
+    let source = save(&at("a"), &tree, SaveOptions::default());
+    let mut high = options(ConvertTo::Orbax);
+    high.save.leaf.compression = Some(Compression::Zstd { level: 20 });
+    convert(&source.target(), at("b"), &high).unwrap();
+    assert_eq!(whole(&at("b")), whole(&at("a")));
+}

@@ -15,7 +15,7 @@ use crate::plan::Slabs;
 use crate::relpath::RelPath;
 use crate::shape::Region;
 use crate::zarr::shard::encode_index;
-use crate::zarr::{self, ArrayMeta, Compression, Endian, Format, Positions};
+use crate::zarr::{self, ChunkKeys, Compression, Endian, Format, Grid, Positions};
 
 /// An array to write.
 #[derive(Debug)]
@@ -24,7 +24,8 @@ pub(in crate::tree) struct ArrayJob {
     pub(super) name: String,
     pub(super) source: Source,
     pub(in crate::tree) new: zarr::NewArray,
-    pub(super) meta: ArrayMeta,
+    pub(super) grid: Grid,
+    pub(super) keys: ChunkKeys,
     /// The elements that it writes, in whole chunks: all of them, or some rows where an array is written piece by piece.
     pub(super) part: Region,
     /// Whether the array's metadata document is written already.
@@ -91,8 +92,9 @@ impl ArrayJob {
     pub(in crate::tree) fn piece(&self, part: Region, data: Bytes, described: bool) -> Self {
         let parts = vec![NewPart { region: part.clone(), data }];
         let source = Source { shape: self.source.shape.clone(), parts, convert: self.source.convert };
-        let (name, new, meta) = (self.name.clone(), self.new.clone(), self.meta.clone());
-        Self { name, source, new, meta, part, described, lossy: AtomicU64::new(0) }
+        let (name, new) = (self.name.clone(), self.new.clone());
+        let (grid, keys, lossy) = (self.grid.clone(), self.keys, AtomicU64::new(0));
+        Self { name, source, new, grid, keys, part, described, lossy }
     }
 
     /// Whether elements change their type on the way.
@@ -151,7 +153,7 @@ impl ArrayJob {
     /// The elements of an inner chunk; they may reach beyond the array.
     pub(super) fn region(&self, chunk: &[u64], inner: usize) -> Result<Region> {
         let outside = || Error::bug("a chunk lies outside its grid");
-        let mut region = self.meta.grid.region(chunk).ok_or_else(outside)?;
+        let mut region = self.grid.region(chunk).ok_or_else(outside)?;
         let extents = self.new.inner_shape();
         let mut rest = inner as u64;
         for dim in (0..extents.len()).rev() {
@@ -290,7 +292,7 @@ impl Iterator for Units<'_> {
                 }
                 return Some(unit);
             }
-            let chunks = self.chunks.get_or_insert_with(|| job.meta.grid.positions(&job.part));
+            let chunks = self.chunks.get_or_insert_with(|| job.grid.positions(&job.part));
             match chunks.next() {
                 Some(chunk) => self.chunk = Some((chunk, 0)),
                 None => {

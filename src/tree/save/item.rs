@@ -205,7 +205,8 @@ fn array_job(
     let parts = if elements == Elements::Held { parts } else { Vec::new() };
     let source = Source { shape: array.shape.clone(), parts, convert };
     let part = Region::whole(&array.shape);
-    Ok(ArrayJob { name, source, new, meta, part, described: false, lossy: AtomicU64::new(0) })
+    let (grid, keys, lossy) = (meta.grid, meta.keys, AtomicU64::new(0));
+    Ok(ArrayJob { name, source, new, grid, keys, part, described: false, lossy })
 }
 
 /// Refuses chunks that are mostly padding.

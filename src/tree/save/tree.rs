@@ -309,6 +309,8 @@ impl NewArray {
                 .found(format_args!("{held} bytes"))
                 .hint("an array whose shards lie in several processes cannot be saved by one of them"));
         }
+        // There may be very many arrays, of one part each.
+        distinct.shrink_to_fit();
         Ok(distinct)
     }
 }

@@ -112,7 +112,8 @@ impl SaveWork {
     }
 
     fn write(&mut self, pool: &ThreadPool, start: Instant) -> Result<SaveReport> {
-        let budget = Budget::new(self.staging_bytes);
+        let planned = self.planned_bytes();
+        let budget = Budget::new(self.staging_bytes.saturating_sub(planned).max(self.unit_bytes_max()));
         let mut report = SaveReport { bytes_logical: self.bytes_logical, ..SaveReport::default() };
         let mut handlers = BTreeMap::new();
         let items = std::mem::take(&mut self.items);
@@ -140,9 +141,28 @@ impl SaveWork {
             return Err(Error::invalid("casting would lose values").lines(report.lossy.iter().map(line)));
         }
         finish_checkpoint(&self.staged, handlers, &self.options, self.started_ns)?;
-        report.peak_host_bytes = budget.peak();
+        report.peak_host_bytes = budget.peak().saturating_add(planned);
         report.elapsed = start.elapsed();
         Ok(report)
+    }
+
+    /// What the plan itself holds: it is part of the budget, as far as units have room beside it.
+    fn planned_bytes(&self) -> u64 {
+        let jobs = |item: &Planned| match item {
+            Planned::Tree(item) => item.jobs.len() as u64,
+            Planned::Json { .. } => 0,
+        };
+        self.items.iter().map(jobs).sum::<u64>().saturating_mul(PLANNED_BYTES)
+    }
+
+    /// The most that one unit takes.
+    fn unit_bytes_max(&self) -> u64 {
+        let trees = self.items.iter().filter_map(|item| match item {
+            Planned::Tree(item) => Some(item),
+            Planned::Json { .. } => None,
+        });
+        let costs = trees.flat_map(|item| item.jobs.iter()).map(|job| job.cost(self.staging_bytes).total());
+        costs.max().unwrap_or(0)
     }
 
     /// Writes one tree; the bytes of its values.
@@ -194,6 +214,9 @@ pub(in crate::tree) fn check_replaced(path: &Path, overwrite: bool) -> Result<()
 
 /// The file of a JSON item.
 const JSON_FILE: &str = "data.json";
+
+/// About what the plan and the index hold of an array with one chunk, in bytes.
+const PLANNED_BYTES: u64 = 2 << 10;
 
 /// Publishes a failure if the driver panics.
 struct Ended<'a>(&'a Arc<Progress>);

@@ -317,12 +317,22 @@ impl Drive<'_> {
 
     /// Every array's metadata document: an entry of the database, or a file.
     fn write_metadata(&mut self) -> Result<()> {
+        // Arrays that are alike have one document in memory.
+        let mut documents: HashSet<Bytes> = HashSet::new();
         for job in self.jobs.iter().filter(|job| !job.described) {
             let document = job.new.metadata()?;
             let key = stored_key(&job.name, job.new.format.metadata_key());
             match self.context.storage {
                 Storage::Database { .. } => {
-                    self.written.entries.push((key.into_bytes().into(), Value::Inline(document.into())));
+                    let document = match documents.get(document.as_slice()) {
+                        Some(document) => document.clone(),
+                        None => {
+                            let document = Bytes::from(document);
+                            documents.insert(document.clone());
+                            document
+                        }
+                    };
+                    self.written.entries.push((key.into_bytes().into(), Value::Inline(document)));
                 }
                 Storage::Directories => {
                     let path = self.make_dir_of(&key)?;
@@ -405,7 +415,7 @@ impl Drive<'_> {
     fn place(&mut self, encoded: Encoded) -> Result<()> {
         let Encoded { unit, payload, _credit: credit } = encoded;
         let job = &self.jobs[unit.array];
-        let key = stored_key(&job.name, &job.meta.keys.key(&unit.chunk));
+        let key = stored_key(&job.name, &job.keys.key(&unit.chunk));
         let (body, mut tail) = match payload {
             Payload::File(path, len) => {
                 self.written.bytes += len;
@@ -573,7 +583,7 @@ impl Drive<'_> {
         match self.context.storage {
             Storage::Database { .. } => self.data_file(),
             Storage::Directories => {
-                let path = self.make_dir_of(&stored_key(&job.name, &job.meta.keys.key(&unit.chunk)))?;
+                let path = self.make_dir_of(&stored_key(&job.name, &job.keys.key(&unit.chunk)))?;
                 Ok((Arc::from(self.context.staged.file(&path)?), path))
             }
         }

@@ -13,7 +13,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Instant;
 
-use touchdown::encode::Encoder;
+use touchdown::encode::{Checksums, Encoder};
 use touchdown::io::{self, Io, ReadAt, Reader, Ring, Root, Ticket};
 use touchdown::limits::READER_THREADS_DEFAULT;
 use touchdown::relpath::RelPath;
@@ -84,7 +84,7 @@ fn main() {
         });
     }
     for compression in [Compression::Gpu, Compression::Zstd { level: 1 }, Compression::Zstd { level: 3 }] {
-        let mut encoder = Encoder::new(compression, true).unwrap();
+        let mut encoder = Encoder::new(compression, Checksums { frame: true, crc32c: false }).unwrap();
         let (mut encoded, mut chunk) = (0, Vec::new());
         let mut encode = || {
             encoded = 0;
@@ -131,7 +131,7 @@ fn decoders(weights: &[u8]) {
             ("level 1", Compression::Zstd { level: 1 }, false),
             ("level 3", Compression::Zstd { level: 3 }, false),
         ] {
-            let mut encoder = Encoder::new(compression, checksum).unwrap();
+            let mut encoder = Encoder::new(compression, Checksums { frame: checksum, crc32c: false }).unwrap();
             let frame = |piece: &[u8]| {
                 let mut frame = Vec::new();
                 encoder.encode(piece, &mut frame).unwrap();

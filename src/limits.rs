@@ -128,6 +128,16 @@ pub const TENSOR_FILE_BYTES_DEFAULT: u64 = 5_000_000_000;
 /// of source and destination whose common multiple is further away are as good as none.
 pub const CUTS_TRIED_MAX: usize = 1 << 16;
 
+/// Most files of a source whose sizes and times are compared before an interrupted conversion is gone on with.
+pub const RESUME_FILES_MAX: usize = 1 << 20;
+
+/// Most bytes by which chunks of a given shape may be larger than their array before they are refused, unless the array is
+/// nearly as large: padding is encoded like elements.
+pub const CHUNK_PADDING_BYTES_MAX: u64 = 256 << 20;
+
+/// Chunks of a given shape may always hold this many times what their array does: every dimension's last one is padded.
+pub const CHUNK_PADDING_FACTOR: u64 = 4;
+
 /// Largest journal of a conversion that is read: about 100 bytes a chunk.
 pub const JOURNAL_BYTES_MAX: u64 = 4 << 30;
 
@@ -271,6 +281,9 @@ pub const INNER_CHUNK_BYTES: u64 = 4 << 20;
 /// Smallest inner chunk that a saver makes of a larger chunk, in bytes: below it the index and the requests cost more than
 /// the parallelism gives.
 pub const CHUNK_PIECE_BYTES_MIN: u64 = 1 << 20;
+
+/// Files that a save has open at once at most, far below the usual limits on open files.
+pub const SAVE_OPEN_FILES_MAX: usize = 64;
 
 /// Values up to this size stand in the nodes of a saved database, as Orbax configures it, in bytes.
 pub const SAVE_INLINE_BYTES_MAX: u64 = 1024;

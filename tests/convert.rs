@@ -395,7 +395,7 @@ fn arrays_larger_than_memory_go_in_ranges_or_through_a_scratch_file() {
         (to, report)
     };
     let mut small = options(ConvertTo::Orbax);
-    small.save.leaf = plain(Some(150_000));
+    small.save.leaf = plain(Some(84_000));
     let (to, report) = go(&source.target(), small.clone(), decoded);
     assert_eq!(whole(&to), expected);
     assert_eq!((report.ranged, report.scratched), (2, 1), "{report:?}");
@@ -573,7 +573,7 @@ fn a_conversion_that_stops_anywhere_leaves_the_old_or_the_new_and_is_gone_on_wit
     ];
     for (form, to, ocdbt, name) in forms {
         for overwrite in [false, true] {
-            let mut base = within(1_400_000, options(to));
+            let mut base = within(1_480_000, options(to));
             base.save.leaf = leaf.clone();
             (base.save.ocdbt, base.save.sync, base.save.overwrite) = (ocdbt, true, overwrite);
             base.save.data_file_bytes = 500_000;
@@ -648,7 +648,7 @@ fn only_the_same_conversion_is_gone_on_with() {
     };
     let small = SaveOptions { leaf: plain(Some(50_000)), ..SaveOptions::default() };
     let source = save(&at("a"), &tree(1), small.clone());
-    let mut base = within(1_400_000, options(ConvertTo::Orbax));
+    let mut base = within(1_480_000, options(ConvertTo::Orbax));
     (base.save.leaf, base.resume) = (small.leaf.clone(), true);
     let interrupt = |steps| {
         let mut stopping = base.clone();
@@ -686,4 +686,39 @@ fn only_the_same_conversion_is_gone_on_with() {
         fs::remove_dir_all(at("d")).unwrap();
     }
     assert_eq!(names(home.path()), ["a", "b", "c"]);
+}
+
+/// Also where each chunk of the source is a file.
+#[test]
+fn a_source_whose_chunks_changed_is_not_gone_on_with() {
+    let home = tempfile::tempdir().unwrap();
+    let at = |name: &str| home.path().join(name);
+    let tree = Tree::new().with("w", array(&[400, 300], DType::Float32, 1));
+    let files = SaveOptions { ocdbt: false, leaf: plain(Some(50_000)), ..SaveOptions::default() };
+    let source = save(&at("a"), &tree, files);
+    let mut base = within(1_480_000, options(ConvertTo::Orbax));
+    (base.save.leaf, base.resume) = (plain(Some(50_000)), true);
+    let mut stopping = base.clone();
+    stopping.save.store = Arc::new(Stopping(Arc::new(AtomicU64::new(8))));
+    convert(&source.target(), at("b"), &stopping).unwrap_err();
+    assert_eq!(leftovers(home.path()).unwrap().len(), 1);
+    let chunk = at("a/state/w/c/0/0");
+    let mut bytes = fs::read(&chunk).unwrap();
+    bytes.push(0);
+    fs::write(&chunk, &bytes).unwrap();
+    let error = convert(&source.target(), at("b"), &base).unwrap_err();
+    assert_eq!(error.list(), ["the source's files: not the same"]);
+}
+
+/// A high level asks for much memory only of large chunks: the default is enough for chunks as they are by default.
+#[test]
+fn high_levels_need_no_more_memory_than_there_is_by_default() {
+    let home = tempfile::tempdir().unwrap();
+    let at = |name: &str| home.path().join(name);
+    let tree = Tree::new().with("w", array(&[3, 1 << 18], DType::Float32, 1));
+    let source = save(&at("a"), &tree, SaveOptions::default());
+    let mut high = options(ConvertTo::Orbax);
+    high.save.leaf.compression = Some(Compression::Zstd { level: 20 });
+    convert(&source.target(), at("b"), &high).unwrap();
+    assert_eq!(whole(&at("b")), whole(&at("a")));
 }

@@ -10,12 +10,15 @@
 mod stopping;
 
 use std::collections::BTreeMap;
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use serde_json::json;
 use stopping::Stopping;
 use touchdown::io::store::{LeftoverKind, leftovers};
+use touchdown::io::{LocalStore, Store, StoreFile};
 use touchdown::layout::orbax::metadata::Container;
 use touchdown::tree::save::{LeafOptions, NewArray, NewLeaf, SaveOptions, Tree, TreeItem};
 use touchdown::zarr::{Compression, Format};
@@ -261,6 +264,165 @@ fn what_cannot_be_saved_is_found_before_anything_is_written() {
         assert!(engine.save_items(home.path().join("c"), &items, &SaveOptions::default()).is_err(), "{bad}");
     }
     assert!(names(home.path()).is_empty());
+}
+
+#[test]
+fn elements_levels_and_chunks_that_cannot_be_are_found_together_before_anything_is_written() {
+    let (engine, home) = (engine(), tempfile::tempdir().unwrap());
+    let path = home.path().join("c");
+    let level = |level| LeafOptions { compression: Some(Compression::Zstd { level }), ..LeafOptions::default() };
+    let tree = Tree::new()
+        .with("bools", NewArray::new(&[3], DType::Bool, vec![0, 1, 2]))
+        .with("nibbles", NewArray::new(&[2], DType::Int4, vec![7, 8]))
+        .with("floats", NewArray::new(&[2], DType::Float4E2M1FN, vec![15, 16]))
+        .with("large", array(&[4096, 1024], DType::UInt8, 1))
+        .with("small", array(&[64, 1024], DType::UInt8, 1))
+        .with("padded", array(&[3], DType::UInt8, 1));
+    let padded = LeafOptions { chunk_shape: Some(vec![1 << 40]), ..LeafOptions::default() };
+    let rules = vec![("large".into(), level(22)), ("small".into(), level(22)), ("padded".into(), padded)];
+    let error = save(&engine, &path, &tree, &SaveOptions { rules, ..SaveOptions::default() }).unwrap_err();
+    let text = error.to_string();
+    for part in ["bools", "nibbles", "floats", "large", "padded"] {
+        assert!(text.contains(part), "{part} is missing in {text}");
+    }
+    assert!(!text.contains("leaf small"), "an encoder of small chunks is small: {text}");
+    // One bad leaf is one error.
+    let one = Tree::new().with("bools", NewArray::new(&[3], DType::Bool, vec![0, 1, 2]));
+    let error = save(&engine, &path, &one, &SaveOptions::default()).unwrap_err();
+    assert!(error.list().is_empty() && error.to_string().contains("no bool"), "{error}");
+    assert!(names(home.path()).is_empty());
+    let small = Tree::new().with("small", array(&[64, 1024], DType::UInt8, 1));
+    save(&engine, &path, &small, &SaveOptions { leaf: level(22), ..SaveOptions::default() }).unwrap();
+}
+
+#[test]
+fn only_checkpoints_are_overwritten() {
+    let (engine, home) = (engine(), tempfile::tempdir().unwrap());
+    let tree = Tree::new().with("w", array(&[9], DType::Int16, 1));
+    let over = SaveOptions { overwrite: true, ..SaveOptions::default() };
+    let at = |name: &str| home.path().join(name);
+    std::fs::create_dir(at("notes")).unwrap();
+    std::fs::write(at("notes/today"), "precious").unwrap();
+    save(&engine, &at("steps/1"), &tree, &over).unwrap();
+    save(&engine, &at("steps/2"), &tree, &over).unwrap();
+    for (name, what) in [("notes", "no checkpoint"), ("steps", "a root of steps")] {
+        let error = save(&engine, &at(name), &tree, &over).unwrap_err();
+        assert!(error.kind() == ErrorKind::Exists && error.to_string().contains(what), "{error}");
+    }
+    assert_eq!(std::fs::read(at("notes/today")).unwrap(), b"precious");
+    assert_eq!(names(&at("steps")), ["1", "2"]);
+    std::fs::create_dir(at("empty")).unwrap();
+    save(&engine, &at("empty"), &tree, &over).unwrap();
+    // A damaged checkpoint is one.
+    std::fs::remove_file(at("empty/state/_METADATA")).unwrap();
+    std::fs::remove_file(at("empty/state/manifest.ocdbt")).unwrap();
+    save(&engine, &at("empty"), &tree, &over).unwrap();
+    assert_eq!(contents(&load(&engine, &at("empty"))).len(), 1);
+}
+
+#[test]
+fn a_link_to_a_checkpoint_is_not_deleted() {
+    let (engine, home) = (engine(), tempfile::tempdir().unwrap());
+    let tree = Tree::new().with("w", array(&[9], DType::Int16, 1));
+    let (path, link) = (home.path().join("c"), home.path().join("link"));
+    save(&engine, &path, &tree, &SaveOptions::default()).unwrap();
+    std::os::unix::fs::symlink(&path, &link).unwrap();
+    for link in [link.clone(), link.join("")] {
+        let error = touchdown::delete(link).unwrap_err();
+        assert!(error.to_string().contains("symbolic link"), "{error}");
+    }
+    assert_eq!(contents(&load(&engine, &link)).len(), 1);
+    assert_eq!(names(home.path()), ["c", "link"]);
+}
+
+/// Every data file is closed when it is full, and every value of its own when it is written.
+#[test]
+fn many_small_files_do_not_take_many_descriptors() {
+    let (engine, home) = (engine(), tempfile::tempdir().unwrap());
+    let mut tree = Tree::new();
+    for index in 0..600 {
+        tree.push(format!("a{index}").as_str(), array(&[3000], DType::UInt8, index));
+    }
+    let most = Arc::new(AtomicU64::new(0));
+    for ocdbt in [true, false] {
+        let store = Arc::new(Counting(Arc::default(), Arc::clone(&most)));
+        let options = SaveOptions { ocdbt, data_file_bytes: 1, store, ..SaveOptions::default() };
+        let path = home.path().join(format!("{ocdbt}"));
+        save(&engine, &path, &tree, &options).unwrap();
+        assert_eq!(contents(&load(&engine, &path)).len(), 600);
+    }
+    let most = most.load(Ordering::SeqCst);
+    assert!(most <= 70, "{most} files were open at once");
+}
+
+/// Counts the files that are open; the most that were.
+#[derive(Debug)]
+struct Counting(Arc<AtomicU64>, Arc<AtomicU64>);
+
+#[derive(Debug)]
+struct CountedFile(Box<dyn StoreFile>, Arc<AtomicU64>);
+
+impl Drop for CountedFile {
+    fn drop(&mut self) {
+        self.1.fetch_sub(1, Ordering::SeqCst);
+    }
+}
+
+impl StoreFile for CountedFile {
+    fn write_at(&self, bytes: &[u8], offset: u64) -> io::Result<()> {
+        self.0.write_at(bytes, offset)
+    }
+    fn sync(&self) -> io::Result<()> {
+        self.0.sync()
+    }
+}
+
+impl Store for Counting {
+    fn create_dir(&self, path: &Path) -> io::Result<()> {
+        LocalStore.create_dir(path)
+    }
+    fn create(&self, path: &Path) -> io::Result<Box<dyn StoreFile>> {
+        let file = LocalStore.create(path)?;
+        let open = self.0.fetch_add(1, Ordering::SeqCst) + 1;
+        self.1.fetch_max(open, Ordering::SeqCst);
+        Ok(Box::new(CountedFile(file, Arc::clone(&self.0))))
+    }
+    fn sync_dir(&self, path: &Path) -> io::Result<()> {
+        LocalStore.sync_dir(path)
+    }
+    fn rename_new(&self, from: &Path, to: &Path) -> io::Result<()> {
+        LocalStore.rename_new(from, to)
+    }
+    fn exchange(&self, one: &Path, other: &Path) -> io::Result<()> {
+        LocalStore.exchange(one, other)
+    }
+    fn remove_file(&self, path: &Path) -> io::Result<()> {
+        LocalStore.remove_file(path)
+    }
+    fn remove_dir(&self, path: &Path) -> io::Result<()> {
+        LocalStore.remove_dir(path)
+    }
+}
+
+/// An array whose first inner chunk is small when it is compressed: the others are aligned all the same.
+#[test]
+fn inner_chunks_are_aligned_whatever_the_first_one_is() {
+    let (engine, home) = (engine(), tempfile::tempdir().unwrap());
+    let mut big = vec![0; 4 << 20];
+    big.extend(noise(8 << 20, 3));
+    let tree = Tree::new()
+        .with("a", array(&[5000], DType::UInt8, 1))
+        .with("b", NewArray::new(&[12, 1 << 20], DType::UInt8, big));
+    let path = home.path().join("c");
+    save(&engine, &path, &tree, &SaveOptions::default()).unwrap();
+    let checkpoint = touchdown::open(&path).unwrap();
+    let plan = checkpoint.plan(&checkpoint.target()).unwrap();
+    let extents = plan.units.iter().filter_map(|unit| match unit.source {
+        touchdown::plan::Source::File { offset, len, .. } => Some((offset, len)),
+        _ => None,
+    });
+    let large: Vec<(u64, u64)> = extents.filter(|(_, len)| *len >= 1 << 20).collect();
+    assert!(large.len() == 2 && large.iter().all(|(offset, _)| offset.is_multiple_of(4096)), "{large:?}");
 }
 
 #[test]

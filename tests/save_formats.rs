@@ -20,7 +20,7 @@ use bytes::Bytes;
 use serde_json::{Value as Json, json};
 use support::{python, run_python, scratch};
 use touchdown::DType;
-use touchdown::encode::{Encoder, prepare};
+use touchdown::encode::{Checksums, Encoder, prepare};
 use touchdown::io::{Root, serve};
 use touchdown::kv::ocdbt::{Compression as NodeCompression, Config, NodePlace, scan, write};
 use touchdown::kv::{Extent, FileId, Index, Value};
@@ -199,7 +199,9 @@ fn options() -> impl Iterator<Item = (Format, Compression, bool)> {
 
 /// The keys and values of an array's chunks.
 fn chunks(array: &NewArray, elements: &[u8]) -> Vec<(String, Vec<u8>)> {
-    let mut encoder = Encoder::new(array.compression, array.checksum).unwrap();
+    let (sums, compressed) = (array.checksum, array.compression != Compression::None);
+    let checksums = Checksums { frame: sums && compressed, crc32c: sums && array.format == Format::V3 };
+    let mut encoder = Encoder::new(array.compression, checksums).unwrap();
     let grid = array.meta().unwrap().grid;
     let mut chunks = Vec::new();
     for position in grid.positions(&Region::whole(&array.shape)) {

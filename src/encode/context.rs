@@ -43,6 +43,7 @@ impl Context {
     /// and the effort, of which none is left; fast levels leave literals as they are unless told otherwise.
     pub(super) fn literals_only(checksum: bool) -> Result<Self, EncodeError> {
         let mut context = Self::new(LITERALS_LEVEL, checksum)?;
+        context.set(sys::ZSTD_cParameter::ZSTD_c_windowLog, LITERALS_WINDOW_LOG)?;
         context.set(LITERAL_COMPRESSION_MODE, sys::ZSTD_ParamSwitch_e::ZSTD_ps_enable as c_int)?;
         // A producer that fails must fail the frame rather than bring the match finder back.
         context.set(ENABLE_PRODUCER_FALLBACK, 0)?;
@@ -141,10 +142,35 @@ pub(super) fn bound(len: usize) -> usize {
     zstd::zstd_safe::compress_bound(len)
 }
 
-/// What a context of this level holds, in bytes.
-pub(super) fn memory(level: i32) -> u64 {
-    // SAFETY: a function of a number.
-    unsafe { sys::ZSTD_estimateCStreamSize(level) as u64 }
+/// What a context of this level holds that makes frames of this many bytes, in bytes.
+pub(super) fn memory(level: i32, len: u64) -> u64 {
+    // SAFETY: a function of numbers.
+    estimate(unsafe { sys::ZSTD_getCParams(level, len.max(1), 0) })
+}
+
+/// The same for contexts of frames without sequences. libzstd leaves the sequences of a block's producer out of its
+/// estimate: room for one every three bytes, twice.
+pub(super) fn memory_literals_only(len: u64) -> u64 {
+    // SAFETY: a function of numbers.
+    let mut parameters = unsafe { sys::ZSTD_getCParams(LITERALS_LEVEL, len.max(1), 0) };
+    parameters.windowLog = parameters.windowLog.min(LITERALS_WINDOW_LOG as u32);
+    let sequences = len.min(OUTPUT_BYTES as u64) / 3 + 2;
+    estimate(parameters) + sequences * (size_of::<sys::ZSTD_Sequence>() as u64 + STORED_SEQUENCE_BYTES)
+}
+
+fn estimate(parameters: sys::ZSTD_compressionParameters) -> u64 {
+    // SAFETY: a function of numbers.
+    let estimate = unsafe { sys::ZSTD_estimateCStreamSize_usingCParams(parameters) };
+    estimate as u64 + CONTEXT_BYTES
+}
+
+#[cfg(test)]
+impl Context {
+    /// What it holds now, in bytes.
+    pub(super) fn holds(&self) -> u64 {
+        // SAFETY: the context lives.
+        unsafe { sys::ZSTD_sizeof_CCtx(self.0.as_ptr()) as u64 }
+    }
 }
 
 pub(super) fn reserve(out: &mut Vec<u8>, more: usize) -> Result<(), EncodeError> {
@@ -156,10 +182,19 @@ const LITERAL_COMPRESSION_MODE: sys::ZSTD_cParameter = sys::ZSTD_cParameter::ZST
 const ENABLE_PRODUCER_FALLBACK: sys::ZSTD_cParameter = sys::ZSTD_cParameter::ZSTD_c_experimentalParam17;
 
 /// A level with a small window and no searching structures to speak of.
-pub(super) const LITERALS_LEVEL: i32 = -7;
+const LITERALS_LEVEL: i32 = -7;
+
+/// A window of one block, the largest there is: more would only be memory, here and in decoders.
+const LITERALS_WINDOW_LOG: i32 = 17;
 
 /// `ZSTD_SEQUENCE_PRODUCER_ERROR`.
 const PRODUCER_ERROR: usize = usize::MAX;
+
+/// What libzstd keeps of a sequence of a block: eight bytes and three codes.
+const STORED_SEQUENCE_BYTES: u64 = 11;
+
+/// What estimates are off by at most: tables are aligned, and small contexts are not shrunk at once.
+const CONTEXT_BYTES: u64 = 64 << 10;
 
 /// How much the output grows at a time while a frame is streamed: a block.
 const OUTPUT_BYTES: usize = 128 << 10;

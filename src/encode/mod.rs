@@ -19,7 +19,17 @@ use crate::zarr::Compression;
 pub struct Encoder {
     /// None if elements are stored as they are.
     zstd: Option<Context>,
-    checksum: bool,
+    /// Whether a CRC-32C of what is stored follows it.
+    crc32c: bool,
+}
+
+/// The checksums that encoded chunks carry.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub struct Checksums {
+    /// zstd's own, of the content, inside the frame. It says nothing of the frame's header.
+    pub frame: bool,
+    /// CRC-32C of all stored bytes, behind them.
+    pub crc32c: bool,
 }
 
 /// One chunk that is encoded piece by piece. Made by [`Encoder::stream`].
@@ -61,34 +71,34 @@ impl From<EncodeError> for crate::Error {
 }
 
 impl Encoder {
-    /// An encoder of chunks as metadata with this compression and checksum describes them: the elements, and their
-    /// CRC-32C if asked for; or one zstd frame that states its content size, with zstd's own checksum if asked for.
+    /// An encoder of chunks: the elements, or one zstd frame that states its content size; with these checksums.
     ///
     /// # Errors
     /// [`EncodeError::NoMemory`]. libzstd takes a level beyond its limits for the nearest it has.
-    pub fn new(compression: Compression, checksum: bool) -> Result<Self, EncodeError> {
+    pub fn new(compression: Compression, checksums: Checksums) -> Result<Self, EncodeError> {
         let zstd = match compression {
             Compression::None => None,
-            Compression::Zstd { level } => Some(Context::new(level, checksum)?),
-            Compression::Gpu => Some(Context::literals_only(checksum)?),
+            Compression::Zstd { level } => Some(Context::new(level, checksums.frame)?),
+            Compression::Gpu => Some(Context::literals_only(checksums.frame)?),
         };
-        Ok(Self { zstd, checksum })
+        Ok(Self { zstd, crc32c: checksums.crc32c })
     }
 
     /// Most bytes that a chunk of this many element bytes is encoded to.
     pub fn encoded_len_max(compression: Compression, len: usize) -> usize {
         match compression {
             Compression::None => len.saturating_add(CRC32C_BYTES),
-            Compression::Zstd { .. } | Compression::Gpu => bound(len),
+            Compression::Zstd { .. } | Compression::Gpu => bound(len).saturating_add(CRC32C_BYTES),
         }
     }
 
-    /// Memory that an encoder holds beside its input and output, in bytes, by libzstd's own estimate.
-    pub fn memory(compression: Compression) -> u64 {
+    /// Memory that an encoder of chunks of this many element bytes holds beside its input and output, in bytes, by
+    /// libzstd's own estimate. It is much less for small chunks.
+    pub fn memory(compression: Compression, len: u64) -> u64 {
         match compression {
             Compression::None => 0,
-            Compression::Zstd { level } => context::memory(level),
-            Compression::Gpu => context::memory(context::LITERALS_LEVEL),
+            Compression::Zstd { level } => context::memory(level, len),
+            Compression::Gpu => context::memory_literals_only(len),
         }
     }
 
@@ -99,8 +109,13 @@ impl Encoder {
     pub fn encode(&mut self, elements: &[u8], out: &mut Vec<u8>) -> Result<(), EncodeError> {
         match &mut self.zstd {
             Some(context) => {
+                let start = out.len();
                 context.begin(elements.len() as u64)?;
-                context.end(elements, out)
+                context.end(elements, out)?;
+                match self.crc32c {
+                    true => push_crc32c(crc32c::crc32c(&out[start..]), out),
+                    false => Ok(()),
+                }
             }
             None => {
                 let mut stream = self.stream(elements.len() as u64)?;
@@ -134,37 +149,48 @@ impl Stream<'_> {
         if self.given > self.expected {
             return Err(EncodeError::Input { expected: self.expected, found: self.given });
         }
+        let start = out.len();
         match &mut self.encoder.zstd {
-            Some(context) => context.push(elements, out),
+            Some(context) => context.push(elements, out)?,
             None => {
-                if self.encoder.checksum {
-                    self.crc32c = crc32c::crc32c_append(self.crc32c, elements);
-                }
                 reserve(out, elements.len())?;
                 out.extend_from_slice(elements);
-                Ok(())
             }
         }
+        self.sum(&out[start..]);
+        Ok(())
     }
 
     /// Appends the end of the chunk.
     ///
     /// # Errors
     /// [`EncodeError::Input`] short of what was announced, [`EncodeError::NoMemory`], [`EncodeError::Zstd`].
-    pub fn finish(self, out: &mut Vec<u8>) -> Result<(), EncodeError> {
+    pub fn finish(mut self, out: &mut Vec<u8>) -> Result<(), EncodeError> {
         if self.given != self.expected {
             return Err(EncodeError::Input { expected: self.expected, found: self.given });
         }
-        match &mut self.encoder.zstd {
-            Some(context) => context.end(&[], out),
-            None if self.encoder.checksum => {
-                reserve(out, CRC32C_BYTES)?;
-                out.extend_from_slice(&self.crc32c.to_le_bytes());
-                Ok(())
-            }
-            None => Ok(()),
+        if let Some(context) = &mut self.encoder.zstd {
+            let start = out.len();
+            context.end(&[], out)?;
+            self.sum(&out[start..]);
+        }
+        match self.encoder.crc32c {
+            true => push_crc32c(self.crc32c, out),
+            false => Ok(()),
         }
     }
+
+    fn sum(&mut self, stored: &[u8]) {
+        if self.encoder.crc32c {
+            self.crc32c = crc32c::crc32c_append(self.crc32c, stored);
+        }
+    }
+}
+
+fn push_crc32c(sum: u32, out: &mut Vec<u8>) -> Result<(), EncodeError> {
+    reserve(out, CRC32C_BYTES)?;
+    out.extend_from_slice(&sum.to_le_bytes());
+    Ok(())
 }
 
 /// Elements in memory form, in the form in which zarr stores them: truth values as 0 or 1, types below a byte in the low

@@ -18,8 +18,14 @@ fn chain(compression: Compression, checksum: bool) -> &'static [ByteCodec] {
     match (compression, checksum) {
         (Compression::None, false) => &[],
         (Compression::None, true) => &[ByteCodec::Crc32c],
-        _ => &[ByteCodec::Zstd],
+        (_, false) => &[ByteCodec::Zstd],
+        (_, true) => &[ByteCodec::Zstd, ByteCodec::Crc32c],
     }
+}
+
+/// All of them, or none.
+fn sums(checksum: bool) -> Checksums {
+    Checksums { frame: checksum, crc32c: checksum }
 }
 
 /// What the blocks of one frame are.
@@ -31,8 +37,10 @@ struct Blocks {
     sequences: usize,
 }
 
-/// Walks the blocks of exactly one frame (RFC 8878, sections 3.1.1.1 to 3.1.1.3) and checks its header.
+/// Walks the blocks of exactly one frame (RFC 8878, sections 3.1.1.1 to 3.1.1.3) and checks its header. With checksums,
+/// four bytes of CRC-32C follow it.
 fn walk(frame: &[u8], content_len: u64, checksum: bool) -> Blocks {
+    let frame = &frame[..frame.len() - if checksum { CRC32C_BYTES } else { 0 }];
     assert_eq!(frame[..4], [0x28, 0xb5, 0x2f, 0xfd]);
     let descriptor = frame[4];
     let single_segment = descriptor & 0x20 != 0;
@@ -144,7 +152,7 @@ fn data(kind: u8, len: usize, seed: u64) -> Vec<u8> {
 fn encode(encoder: &mut Encoder, elements: &[u8]) -> Vec<u8> {
     let mut out = b"before".to_vec();
     encoder.encode(elements, &mut out).unwrap();
-    assert!(out.len() - 6 <= Encoder::encoded_len_max(Compression::Gpu, elements.len()).max(elements.len() + 4));
+    assert!(out.len() - 6 <= Encoder::encoded_len_max(Compression::Gpu, elements.len()));
     assert_eq!(out.drain(..6).as_slice(), b"before");
     out
 }
@@ -169,7 +177,7 @@ fn decode(compression: Compression, checksum: bool, encoded: &[u8], len: usize) 
 #[test]
 fn frames_of_the_gpu_profile_hold_no_sequences_whatever_the_data() {
     for checksum in [false, true] {
-        let mut encoder = Encoder::new(Compression::Gpu, checksum).unwrap();
+        let mut encoder = Encoder::new(Compression::Gpu, sums(checksum)).unwrap();
         for kind in 0..6 {
             for len in [0, 1, 2, 10, 63, 100, 1000, 1024, 4096, 131_071, 131_072, 131_073, 300_000, 1 << 20] {
                 let elements = data(kind, len, 5);
@@ -177,7 +185,8 @@ fn frames_of_the_gpu_profile_hold_no_sequences_whatever_the_data() {
                     let blocks = walk(&encoded, len as u64, checksum);
                     assert_eq!(blocks.sequences, 0, "kind {kind}, {len} bytes: {blocks:?}");
                     assert!(kind != 3 || len < 1000 || blocks.compressed > 0, "{len} bytes: {blocks:?}");
-                    assert_eq!(zstd::bulk::decompress(&encoded, len).unwrap(), elements);
+                    let frame = &encoded[..encoded.len() - if checksum { CRC32C_BYTES } else { 0 }];
+                    assert_eq!(zstd::bulk::decompress(frame, len).unwrap(), elements);
                     assert_eq!(decode(Compression::Gpu, checksum, &encoded, len), elements);
                 }
             }
@@ -189,7 +198,7 @@ fn frames_of_the_gpu_profile_hold_no_sequences_whatever_the_data() {
 #[test]
 fn ordinary_frames_hold_sequences() {
     for level in [-7, 1, 3, 19] {
-        let mut encoder = Encoder::new(Compression::Zstd { level }, false).unwrap();
+        let mut encoder = Encoder::new(Compression::Zstd { level }, sums(false)).unwrap();
         for len in [1000, 300_000] {
             let blocks = walk(&encode(&mut encoder, &data(2, len, 1)), len as u64, false);
             assert!(blocks.sequences > 0, "level {level}, {len} bytes: {blocks:?}");
@@ -200,7 +209,7 @@ fn ordinary_frames_hold_sequences() {
 #[test]
 fn the_gpu_profile_is_as_small_as_the_entropy_allows() {
     let elements = data(3, 1 << 20, 9);
-    let mut encoder = Encoder::new(Compression::Gpu, false).unwrap();
+    let mut encoder = Encoder::new(Compression::Gpu, sums(false)).unwrap();
     // Six independent bits that are set once in eight (two are always set): 0.544 bits each.
     let encoded = encode(&mut encoder, &elements);
     let bits = encoded.len() as f64 * 8.0 / elements.len() as f64;
@@ -210,18 +219,44 @@ fn the_gpu_profile_is_as_small_as_the_entropy_allows() {
 #[test]
 fn a_damaged_chunk_with_a_checksum_is_refused() {
     for compression in COMPRESSIONS {
-        let elements = data(1, 5000, 3);
-        let mut encoded = encode(&mut Encoder::new(compression, true).unwrap(), &elements);
-        let middle = encoded.len() / 2;
-        encoded[middle] ^= 1;
-        assert!(decode_all(chain(compression, true), &encoded, &mut vec![0; 5000], true).is_err(), "{compression:?}");
+        let elements = data(1, 500, 3);
+        let mut encoded = encode(&mut Encoder::new(compression, sums(true)).unwrap(), &elements);
+        // Every bit, those of the frame's header included.
+        for bit in 0..encoded.len() * 8 {
+            encoded[bit / 8] ^= 1 << (bit % 8);
+            let decoded = decode_all(chain(compression, true), &encoded, &mut vec![0; 500], true);
+            assert!(decoded.is_err(), "{compression:?}, bit {bit}");
+            encoded[bit / 8] ^= 1 << (bit % 8);
+        }
     }
+}
+
+/// Memory is promised before an encoder works; whatever it worked on before, it holds no more.
+#[test]
+fn an_encoder_holds_what_it_says_it_does() {
+    let levels = [-7, 1, 3, 9, 12].map(|level| Compression::Zstd { level });
+    for compression in levels.into_iter().chain([Compression::Gpu]) {
+        let promised = |len: usize| Encoder::memory(compression, len as u64);
+        for len in [0, 1, 64, 3000, 16_384, 16_385, 70_000, 1 << 20] {
+            let mut encoder = Encoder::new(compression, sums(true)).unwrap();
+            let elements = data(3, len, 7);
+            for piece in [len.max(1), 100_000] {
+                stream(&mut encoder, &elements, piece);
+                encode(&mut encoder, &elements);
+                let holds = encoder.zstd.as_ref().unwrap().holds();
+                assert!(holds <= promised(len), "{compression:?}, {len} bytes: {holds} over {}", promised(len));
+            }
+        }
+        assert!(promised(64) < promised(1 << 20));
+    }
+    // The highest level fits small chunks.
+    assert!(Encoder::memory(Compression::Zstd { level: 22 }, 1 << 20) < 64 << 20);
 }
 
 #[test]
 fn another_number_of_bytes_than_announced_is_refused() {
     for compression in COMPRESSIONS {
-        let mut encoder = Encoder::new(compression, true).unwrap();
+        let mut encoder = Encoder::new(compression, sums(true)).unwrap();
         let mut out = Vec::new();
         let mut stream = encoder.stream(3).unwrap();
         assert_eq!(stream.push(b"four", &mut out), Err(EncodeError::Input { expected: 3, found: 4 }));
@@ -266,7 +301,7 @@ proptest! {
             if matches!(compression, Compression::Zstd { level: 19 }) && !small {
                 continue;
             }
-            let mut encoder = Encoder::new(compression, checksum).unwrap();
+            let mut encoder = Encoder::new(compression, sums(checksum)).unwrap();
             for encoded in [
                 encode(&mut encoder, &elements),
                 stream(&mut encoder, &elements, if small { piece % 50 + 1 } else { piece }),

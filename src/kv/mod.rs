@@ -51,6 +51,18 @@ impl Index {
         Self { files, entries }
     }
 
+    /// An index that is to be written: no two entries may have one key.
+    ///
+    /// # Errors
+    /// A key that is there twice.
+    pub fn of_new(files: Vec<RelPath>, mut entries: Vec<(Bytes, Value)>) -> Result<Self, Bytes> {
+        entries.sort_by(|a, b| a.0.cmp(&b.0));
+        match entries.windows(2).find(|pair| pair[0].0 == pair[1].0) {
+            Some(pair) => Err(pair[0].0.clone()),
+            None => Ok(Self { files, entries }),
+        }
+    }
+
     /// The files that extents refer to, relative to the checkpoint's root.
     pub fn files(&self) -> &[RelPath] {
         &self.files

@@ -39,13 +39,18 @@ pub fn chunking(shape: &[u64], element: u64, regions: &[Region], divide: Divide)
     let mut chunk = grid_of(shape, regions).unwrap_or_else(|| shape.to_vec());
     chunk.iter_mut().for_each(|extent| *extent = (*extent).max(1));
     if let Some(limit) = divide.chunk_bytes {
-        chunk = divided(&chunk, element, limit, 1);
+        let parts = divided(&chunk, element, limit, 1);
+        // A whole array without good divisors is not cut into single elements: its last chunk may reach beyond it.
+        chunk = match is_whole(&chunk, shape) && bytes(&parts, element) < limit / SMALLER_CHUNKS_MAX {
+            true => cut_to(&chunk, element, limit),
+            false => parts,
+        };
     }
     if !divide.inner {
         return Chunking { inner: chunk.clone(), chunk };
     }
     let inner = divided(&chunk, element, INNER_CHUNK_BYTES, CHUNK_PIECE_BYTES_MIN);
-    let whole = chunk.iter().zip(shape).all(|(chunk, extent)| chunk >= extent);
+    let whole = is_whole(&chunk, shape);
     if bytes(&inner, element) > 2 * INNER_CHUNK_BYTES && whole {
         // No divisor is near; but an array that is one chunk may have several whose last one reaches beyond it.
         if let Some(cut) = cut(&chunk, element, INNER_CHUNK_BYTES) {
@@ -90,6 +95,16 @@ fn divided(extents: &[u64], element: u64, limit: u64, least: u64) -> Vec<u64> {
     extents
 }
 
+/// Pieces of at most `limit` bytes, leading axes first, which need not divide them.
+fn cut_to(extents: &[u64], element: u64, limit: u64) -> Vec<u64> {
+    let mut extents = extents.to_vec();
+    for dim in 0..extents.len() {
+        let rest = bytes(&extents, element) / extents[dim];
+        extents[dim] = (limit / rest.max(1)).clamp(1, extents[dim]);
+    }
+    extents
+}
+
 /// Pieces of at most `limit` bytes of the first axis that is longer than one, which need not divide it.
 fn cut(extents: &[u64], element: u64, limit: u64) -> Option<Vec<u64>> {
     let dim = extents.iter().position(|extent| *extent > 1)?;
@@ -97,6 +112,10 @@ fn cut(extents: &[u64], element: u64, limit: u64) -> Option<Vec<u64>> {
     let mut cut = extents.to_vec();
     cut[dim] = (limit / rest).clamp(1, extents[dim]);
     Some(cut)
+}
+
+fn is_whole(chunk: &[u64], shape: &[u64]) -> bool {
+    chunk.iter().zip(shape).all(|(chunk, extent)| chunk >= extent)
 }
 
 fn bytes(extents: &[u64], element: u64) -> u64 {
@@ -108,10 +127,21 @@ fn divisors(number: u64) -> impl Iterator<Item = u64> {
     small.flat_map(move |part| [part, number / part])
 }
 
+/// Chunks that divide an array are at most this many times smaller than they may be: many small ones cost more than a last
+/// one that is padded.
+const SMALLER_CHUNKS_MAX: u64 = 16;
+
 #[cfg(test)]
 mod tests {
     use super::*;
     use proptest::prelude::*;
+
+    #[test]
+    fn a_prime_extent_is_not_cut_into_single_elements() {
+        let limit = |bytes| Divide { chunk_bytes: Some(bytes), inner: false };
+        assert_eq!(chunking(&[1_014_539], 1, &whole(&[1_014_539]), limit(700_000)).chunk, [700_000]);
+        assert_eq!(chunking(&[3, 1_014_539], 1, &whole(&[3, 1_014_539]), limit(700_000)).chunk, [1, 700_000]);
+    }
 
     const INNER: Divide = Divide { chunk_bytes: None, inner: true };
 

@@ -109,7 +109,7 @@ pub fn verify(path: &Path, options: &OpenOptions, deep: bool, engine: &EngineOpt
 }
 
 /// Whether a directory has one of the files that only checkpoints have.
-fn is_marked(path: &Path) -> bool {
+pub(super) fn is_marked(path: &Path) -> bool {
     let unfinished = directory_name(path).is_some_and(|name| is_temporary(&name));
     !unfinished && [checkpoint::METADATA_FILE, checkpoint::V1_MARKER].iter().any(|name| path.join(name).is_file())
 }

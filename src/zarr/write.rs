@@ -26,7 +26,8 @@ pub struct NewArray {
     pub inner_shape: Option<Vec<u64>>,
     /// How chunks (inner chunks in version 3) are compressed.
     pub compression: Compression,
-    /// Whether stored elements carry a checksum: inside the zstd frame, or as CRC-32C behind uncompressed elements.
+    /// Whether stored elements carry checksums: inside the zstd frame, and in version 3 a CRC-32C behind what is stored,
+    /// because the frame's own leaves out its header.
     pub checksum: bool,
 }
 
@@ -204,11 +205,14 @@ impl NewArray {
     }
 
     fn layout(&self) -> Result<Layout, NewArrayError> {
-        let codecs = match (self.compression, self.checksum) {
-            (Compression::None, false) => Vec::new(),
-            (Compression::None, true) => vec![ByteCodec::Crc32c],
-            (Compression::Zstd { .. } | Compression::Gpu, _) => vec![ByteCodec::Zstd],
+        let mut codecs = match self.compression {
+            Compression::None => Vec::new(),
+            Compression::Zstd { .. } | Compression::Gpu => vec![ByteCodec::Zstd],
         };
+        // Version 2 has only the frame's own.
+        if self.checksum && (self.format == Format::V3 || codecs.is_empty()) {
+            codecs.push(ByteCodec::Crc32c);
+        }
         let order: Vec<usize> = (0..self.shape.len()).collect();
         let chunk = Chunk { order: order.clone(), endian: Endian::Little, codecs };
         match (self.format, self.inner_shape.is_some()) {
@@ -266,12 +270,11 @@ impl NewArray {
         // Elements of one byte have no byte order.
         let bytes = if self.dtype.size() == 1 { json!({"name": "bytes"}) } else { little.clone() };
         let mut codecs = vec![bytes];
-        match self.compression.level() {
-            Some(level) => {
-                codecs.push(json!({"configuration": {"checksum": self.checksum, "level": level}, "name": "zstd"}));
-            }
-            None if self.checksum => codecs.push(json!({"name": "crc32c"})),
-            None => {}
+        if let Some(level) = self.compression.level() {
+            codecs.push(json!({"configuration": {"checksum": self.checksum, "level": level}, "name": "zstd"}));
+        }
+        if self.checksum {
+            codecs.push(json!({"name": "crc32c"}));
         }
         let sharding = json!({
             "configuration": {

@@ -11,7 +11,7 @@ use super::lanes::{ITERATIONS, Kernel, Positions, Rows, STREAMS, SYMBOLS_PER_REF
 use super::tree::Table;
 use super::{Frame, decode, decode_with};
 use crate::decode::zstd::{Header, decompress};
-use crate::encode::Encoder;
+use crate::encode::{Checksums, Encoder};
 use crate::zarr::Compression;
 
 /// What came of a comparison with libzstd.
@@ -113,7 +113,8 @@ fn encode(pieces: &[&[u8]], level: i32, checksum: bool, content_size: bool) -> V
 
 fn encode_gpu(bytes: &[u8], checksum: bool) -> Vec<u8> {
     let mut encoded = Vec::new();
-    Encoder::new(Compression::Gpu, checksum).unwrap().encode(bytes, &mut encoded).unwrap();
+    let checksums = Checksums { frame: checksum, crc32c: false };
+    Encoder::new(Compression::Gpu, checksums).unwrap().encode(bytes, &mut encoded).unwrap();
     encoded
 }
 

@@ -17,6 +17,7 @@
 use std::collections::HashSet;
 use std::fs::{File, TryLockError};
 use std::io;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -41,6 +42,8 @@ pub struct StagedDir {
     parent: PathBuf,
     staging: PathBuf,
     overwrite: bool,
+    /// What was at the target at the start: nothing else is replaced.
+    found: Option<Identity>,
     /// Locked as long as this process works on the directory.
     _lock: Option<File>,
     /// Directories below the staging directory, parents first.
@@ -51,6 +54,29 @@ pub struct StagedDir {
     /// Whether it stays when it is dropped before it is committed, to be gone on with.
     kept: bool,
     committed: bool,
+}
+
+/// Which file or directory it is, whatever its name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Identity {
+    device: u64,
+    inode: u64,
+    /// Numbers are used again; with the time at which it was made, where the file system knows that, it is no other.
+    made: Option<std::time::SystemTime>,
+}
+
+impl Identity {
+    /// What is at this path now; a link is what it is itself.
+    fn of(path: &Path) -> io::Result<Option<Self>> {
+        match std::fs::symlink_metadata(path) {
+            Ok(metadata) => {
+                let (device, inode) = (metadata.dev(), metadata.ino());
+                Ok(Some(Self { device, inode, made: metadata.created().ok() }))
+            }
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
 }
 
 /// What a staged directory becomes.
@@ -78,6 +104,7 @@ impl StagedDir {
     pub fn start(store: Arc<dyn Store>, target: &Path, overwrite: bool, becomes: Becomes) -> Result<Self> {
         let (target, parent, name) = check_target(target, overwrite, becomes)?;
         create_parents(&*store, &parent)?;
+        let found = Identity::of(&target).map_err(|error| failed(error, "look at", &target))?;
         let staging = parent.join(format!("{name}{STAGING}{}", random_name()?));
         store.create_dir(&staging).map_err(|error| failed(error, "make", &staging))?;
         let lock = File::open(&staging).ok().filter(|dir| dir.try_lock().is_ok());
@@ -87,6 +114,7 @@ impl StagedDir {
             parent,
             staging,
             overwrite,
+            found,
             _lock: lock,
             dirs: Vec::new(),
             made: HashSet::new(),
@@ -112,6 +140,7 @@ impl StagedDir {
         if lock.try_lock().is_err() {
             return Err(Error::new(ErrorKind::Exists, "another process works on it").at("path", staging.display()));
         }
+        let found = Identity::of(&target).map_err(|error| failed(error, "look at", &target))?;
         let (mut dirs, mut files) = (Vec::new(), Vec::new());
         list(staging, &RelPath::root(), &mut dirs, &mut files)?;
         let (staging, lock) = (staging.to_owned(), Some(lock));
@@ -121,6 +150,7 @@ impl StagedDir {
             parent,
             staging,
             overwrite,
+            found,
             _lock: lock,
             made: dirs.iter().cloned().collect(),
             dirs,
@@ -260,8 +290,18 @@ impl StagedDir {
         if !self.overwrite {
             return new().map(|()| None);
         }
+        self.refuse_another(&self.target)?;
         match self.store.exchange(&content, &self.target) {
-            Ok(()) => Ok(Some(content)),
+            // Another may have come in between: it gets its name back.
+            Ok(()) => match self.refuse_another(&content) {
+                Ok(()) => Ok(Some(content)),
+                Err(error) => {
+                    self.store.exchange(&content, &self.target).map_err(|error| {
+                        failed(error, "exchange", &self.target).hint(format!("what it was is at {}", content.display()))
+                    })?;
+                    Err(error)
+                }
+            },
             // There is nothing to replace.
             Err(error) if error.kind() == io::ErrorKind::NotFound => new().map(|()| None),
             Err(error) if error.kind() == io::ErrorKind::Unsupported => {
@@ -272,13 +312,28 @@ impl StagedDir {
                     Err(error) if error.kind() == io::ErrorKind::NotFound => return new().map(|()| None),
                     Err(error) => return Err(failed(error, "rename", &self.target)),
                 }
-                new().map_err(|error| match self.store.rename_new(&old, &self.target) {
+                let put = self.refuse_another(&old).and_then(|()| new());
+                put.map_err(|error| match self.store.rename_new(&old, &self.target) {
                     Ok(()) => error,
                     Err(_) => error.hint(format!("the old checkpoint is now at {}", old.display())),
                 })?;
                 Ok(Some(old))
             }
             Err(error) => Err(failed(error, "exchange", &self.target)),
+        }
+    }
+}
+
+impl StagedDir {
+    /// Refuses to replace what is at a path now if it was not at the target at the start: another saver's finished work.
+    fn refuse_another(&self, path: &Path) -> Result<()> {
+        let now = Identity::of(path).map_err(|error| failed(error, "look at", path))?;
+        match now {
+            None => Ok(()),
+            now if now == self.found => Ok(()),
+            Some(_) => Err(Error::new(ErrorKind::Exists, "the destination was replaced by somebody else meanwhile")
+                .at("path", self.target.display())
+                .hint("what is there now is kept; save again to replace it")),
         }
     }
 }
@@ -424,6 +479,10 @@ pub fn remove_tree(store: &dyn Store, path: &Path) -> io::Result<()> {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
         other => other,
     };
+    match std::fs::symlink_metadata(path) {
+        Ok(metadata) if !metadata.is_dir() => return gone(store.remove_file(path)),
+        _ => {}
+    }
     let entries = match std::fs::read_dir(path) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
         other => other?,
@@ -464,6 +523,10 @@ fn create_parents(store: &dyn Store, dir: &Path) -> Result<()> {
         match store.create_dir(dir) {
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
             other => other.map_err(|error| failed(error, "make", dir))?,
+        }
+        if let Some(parent) = dir.parent() {
+            // What is put in place below it must not be lost with it.
+            store.sync_dir(parent).map_err(|error| failed(error, "sync", parent))?;
         }
     }
     Ok(())
@@ -608,6 +671,38 @@ mod tests {
         fn remove_dir(&self, path: &Path) -> io::Result<()> {
             LocalStore.remove_dir(path)
         }
+    }
+
+    /// Two savers that both may overwrite: the second one to finish does not take away what the first has finished.
+    #[test]
+    fn only_what_was_there_at_the_start_is_replaced() {
+        for store in [Arc::new(LocalStore) as Arc<dyn Store>, Arc::new(Plain)] {
+            let home = tempfile::tempdir().unwrap();
+            let target = home.path().join("run");
+            let begin = |text| fill(StagedDir::create(Arc::clone(&store), &target, true).unwrap(), text);
+            for before in ["none", "old"] {
+                let (first, second) = (begin("first"), begin("second"));
+                first.commit(true).unwrap();
+                assert_eq!(second.commit(true).unwrap_err().kind(), ErrorKind::Exists, "{before}");
+                assert_eq!(std::fs::read_to_string(target.join("a/b/file")).unwrap(), "first");
+                assert_eq!(std::fs::read_dir(home.path()).unwrap().count(), 1);
+            }
+            // What is gone meanwhile is nothing to lose.
+            let third = begin("third");
+            std::fs::remove_dir_all(&target).unwrap();
+            third.commit(true).unwrap();
+        }
+    }
+
+    #[test]
+    fn a_link_is_removed_and_not_followed() {
+        let home = tempfile::tempdir().unwrap();
+        let (real, link) = (home.path().join("real"), home.path().join("link"));
+        std::fs::create_dir(&real).unwrap();
+        std::fs::write(real.join("file"), "kept").unwrap();
+        std::os::unix::fs::symlink(&real, &link).unwrap();
+        remove_tree(&LocalStore, &link).unwrap();
+        assert!(real.join("file").exists() && std::fs::symlink_metadata(&link).is_err());
     }
 
     #[test]

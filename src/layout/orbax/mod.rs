@@ -28,4 +28,5 @@ mod rich;
 pub mod sharding;
 pub mod step;
 pub mod strings;
+pub mod sums;
 pub mod tree;

@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use super::metadata::{Entry, ValueType, collisions, key_prefix, param_name, shared_names};
 use super::strings::{self, NoPlace};
-use super::{checkpoint, step, tree};
+use super::{checkpoint, step, sums, tree};
 use crate::error::Error;
 use crate::keypath::{Key, KeyPath};
 use crate::limits::{FILE_NAME_BYTES_MAX, KEY_PATH_DEPTH_MAX, LEAVES_MAX, PARAM_NAME_BYTES_MAX, PATH_BYTES_MAX};
@@ -303,11 +303,12 @@ fn list(paths: &[KeyPath]) -> String {
 }
 
 /// What the item's directory holds besides the arrays.
-const ARRAY_RESERVED: [&str; 7] = [
+const ARRAY_RESERVED: [&str; 8] = [
     tree::METADATA_FILE,
     tree::SHARDING_FILE,
     tree::STRINGS_FILE,
     tree::ARRAY_METADATA_DIR,
+    sums::SUMS_FILE,
     "manifest.ocdbt",
     "d",
     checkpoint::COMMIT_FILE,

@@ -8,6 +8,7 @@ use serde_json::Value;
 use super::metadata::{Container, TreeMetadata, ValueType, collisions, param_name, shared_names};
 use super::msgpack::{self, Node};
 use super::sharding::SavedSharding;
+use super::sums::{SUMS_FILE, Sums};
 use super::{array_metadata, json, metadata, sharding, strings};
 use crate::error::{Error, Result};
 use crate::keypath::{Key, KeyPath};
@@ -144,6 +145,9 @@ pub async fn read_json(ask: &Asker, item_dir: &RelPath) -> Result<Value> {
         .expected(format_args!("one of {looked_for}")))
 }
 
+/// The files whose checksums are kept.
+const SUMMED_FILES: [&str; 4] = [METADATA_FILE, SHARDING_FILE, STRINGS_FILE, "array_metadatas/process_0"];
+
 /// The files that make a JSON item, by preference.
 pub const JSON_FILES: [&str; 3] = ["data.json", "metadata", "metrics"];
 
@@ -175,7 +179,8 @@ impl Item<'_> {
             (wants_msgpack, MSGPACK_FILE, MSGPACK_FILE_BYTES_MAX),
             (has_file(self.listing, SHARDING_FILE), SHARDING_FILE, METADATA_FILE_BYTES_MAX),
             (has_file(self.listing, STRINGS_FILE), STRINGS_FILE, METADATA_FILE_BYTES_MAX),
-            (wants_array_metadata, "array_metadatas/process_0", METADATA_FILE_BYTES_MAX),
+            (wants_array_metadata, SUMMED_FILES[3], METADATA_FILE_BYTES_MAX),
+            (has_file(self.listing, SUMS_FILE), SUMS_FILE, METADATA_FILE_BYTES_MAX),
         ];
         if !is_described && !wants_msgpack {
             return Ok(Parts::default());
@@ -187,20 +192,23 @@ impl Item<'_> {
             Some(answer) => bytes(answer),
             None => Ok(None),
         };
-        let [metadata, msgpack, sharding, strings, array_metadata] = needs.map(|(wanted, ..)| answer(wanted));
-        let strings = match strings? {
+        let [metadata, msgpack, sharding, strings, array_metadata, sums] = needs.map(|(wanted, ..)| answer(wanted));
+        let (metadata, sharding, strings, array_metadata) = (metadata?, sharding?, strings?, array_metadata?);
+        if let Some(file) = sums? {
+            let at =
+                |error: Error, name: &str| error.at("file", self.dir.join(name).unwrap_or_else(|_| self.dir.clone()));
+            let sums = Sums::parse(&file, &SUMMED_FILES).map_err(|error| at(error, SUMS_FILE))?;
+            for (name, file) in SUMMED_FILES.iter().zip([&metadata, &sharding, &strings, &array_metadata]) {
+                file.as_ref().map_or(Ok(()), |file| sums.check(name, file)).map_err(|error| at(error, name))?;
+            }
+        }
+        let strings = match strings {
             Some(file) => {
                 Some(json::parse(&file).map_err(|error| self.corrupt(&error, Some(error.offset), STRINGS_FILE))?)
             }
             None => None,
         };
-        Ok(Parts {
-            metadata: metadata?,
-            msgpack: msgpack?,
-            sharding: sharding?,
-            strings,
-            array_metadata: array_metadata?,
-        })
+        Ok(Parts { metadata, msgpack: msgpack?, sharding, strings, array_metadata })
     }
 
     /// The tree that `_METADATA` describes.

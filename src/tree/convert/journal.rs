@@ -1,7 +1,7 @@
 //! What an interrupted conversion leaves behind so that another can go on with it.
 //!
 //! ```text
-//!   line 1      <crc32c> {"journal": 1, "fingerprint": {..}}          of what, into what, with which options
+//!   line 1      <crc32c> {"journal": 2, "fingerprint": {..}}          of what, into what, with which options
 //!   line n      <crc32c> {"next": [task, row], "lossy": {..}, "sink": {..}}    everything before `next` is on disk
 //! ```
 //!
@@ -197,7 +197,7 @@ fn path() -> Result<RelPath> {
     Ok(RelPath::new(FILE)?)
 }
 
-const VERSION: u64 = 1;
+const VERSION: u64 = 2;
 
 #[cfg(test)]
 mod tests {

@@ -18,7 +18,7 @@ mod scratch;
 mod sink;
 mod tensors;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Instant;
@@ -32,11 +32,13 @@ use self::scratch::Scratch;
 use self::sink::{Filled, Io, Sink};
 use self::tensors::TensorSink;
 use super::engine::{Engine, EngineOptions};
+use super::save::check_replaced;
 use super::target::Target;
 use crate::error::{Error, ErrorKind, Result};
 use crate::io::store::Becomes;
 use crate::io::{Budget, StagedDir};
 use crate::layout::Format;
+use crate::limits::RESUME_FILES_MAX;
 use crate::plan::Values;
 use crate::relpath::RelPath;
 
@@ -57,9 +59,11 @@ pub fn convert(target: &Target, to: impl AsRef<Path>, options: &ConvertOptions) 
     if target.leaves.is_empty() {
         return Err(Error::invalid("there is nothing to convert").hint("`touchdown ls` shows what there is"));
     }
-    let file = file_name(to)?;
+    let (file, half) = (file_name(to)?, options.engine.staging_bytes / 2);
     let (becomes, mut sink): (_, Box<dyn Sink>) = match options.to {
-        ConvertTo::Orbax => (Becomes::Directory, Box::new(OrbaxSink::plan(target, &options.save)?)),
+        ConvertTo::Orbax => {
+            (Becomes::Directory, Box::new(OrbaxSink::plan(target, &options.save, half).map_err(halved)?))
+        }
         ConvertTo::Safetensors { max_shard_bytes } => {
             let becomes = if file.is_some() { Becomes::File } else { Becomes::Directory };
             (becomes, Box::new(TensorSink::plan(target, &tasks, file, max_shard_bytes, options.save.sync)?))
@@ -68,7 +72,6 @@ pub fn convert(target: &Target, to: impl AsRef<Path>, options: &ConvertOptions) 
     for (task, step) in tasks.iter_mut().zip(sink.steps()) {
         task.step = step;
     }
-    let half = options.engine.staging_bytes / 2;
     let engine = Engine::new(EngineOptions { staging_bytes: half, ..options.engine }).map_err(halved)?;
     let fingerprint = fingerprint(target, &*sink)?;
     let found = match options.resume {
@@ -111,6 +114,7 @@ impl<'a> Conversion<'a> {
         (found, fingerprint): (Option<Found>, Fingerprint),
     ) -> Result<Self> {
         let (store, save) = (Arc::clone(&options.save.store), &options.save);
+        check_replaced(to, save.overwrite)?;
         let mut report = ConvertReport::default();
         let (staged, journal, cursor) = match found {
             None => {
@@ -282,17 +286,17 @@ fn fingerprint(target: &Target, sink: &dyn Sink) -> Result<Fingerprint> {
     ]))
 }
 
-/// Sizes and times of the source's files that are known without looking at every chunk: those of the item's own directory, data
-/// files and tensor files.
+/// Sizes and times of the source's files: those of the item's own directory, data files, tensor files, and of arrays that are
+/// directories the files in them, up to a number.
 fn source_files(target: &Target) -> Result<Vec<u8>> {
     let checkpoint = &target.checkpoint;
     let root = checkpoint.root();
-    let mut paths = std::collections::BTreeSet::new();
+    let mut paths = BTreeSet::new();
     for array in checkpoint.arrays() {
         match &array.values {
             Values::Keys { index, .. } => paths.extend(index.files().iter().cloned()),
             Values::Extent { path, .. } => _ = paths.insert(path.clone()),
-            Values::Directory(_) => {}
+            Values::Directory(dir) => list_files(&root.path().join(dir.as_path()), dir, &mut paths),
         }
     }
     if checkpoint.description().format == Format::Orbax {
@@ -312,6 +316,24 @@ fn source_files(target: &Target) -> Result<Vec<u8>> {
         }
     }
     Ok(format!("{all:?}").into_bytes())
+}
+
+/// The files of an array's directory and those below it, in order of their names.
+fn list_files(full: &Path, dir: &RelPath, paths: &mut BTreeSet<RelPath>) {
+    // What cannot be listed fails when it is read.
+    let Ok(entries) = std::fs::read_dir(full) else { return };
+    let mut entries: Vec<_> = entries.flatten().collect();
+    entries.sort_by_key(std::fs::DirEntry::file_name);
+    for entry in entries {
+        if paths.len() >= RESUME_FILES_MAX {
+            return;
+        }
+        let Ok(path) = dir.join(entry.file_name().as_encoded_bytes()) else { continue };
+        match entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+            true => list_files(&entry.path(), &path, paths),
+            false => _ = paths.insert(path),
+        }
+    }
 }
 
 /// Bytes of everything before a cursor.

@@ -17,8 +17,8 @@ use crate::plan::{Device, Mesh, Sharding, Spec};
 use crate::relpath::RelPath;
 use crate::shape::Region;
 use crate::tree::save::{
-    Context, Elements, Item, NewArray, NewLeaf, NewPart, SaveOptions, Storage, Tree, Written, finish_checkpoint,
-    finish_tree, now_ns, write_arrays,
+    Context, DataFile, Elements, Item, NewArray, NewLeaf, NewPart, SaveOptions, Storage, Tree, Written,
+    finish_checkpoint, finish_tree, now_ns, write_arrays,
 };
 use crate::tree::target::{ArrayWant, Target, TargetLeaf, What};
 use crate::tree::{LeafKind, Value as Scalar};
@@ -47,8 +47,8 @@ struct Note {
     entries: Vec<Entry>,
     files: Vec<String>,
     made: Vec<String>,
-    /// `None` if nothing can follow in the last file.
-    end: Option<u64>,
+    /// The data file that is not full, and how long it is.
+    open: Option<(u32, u64)>,
     bytes: u64,
 }
 
@@ -67,7 +67,7 @@ impl OrbaxSink {
     ///
     /// # Errors
     /// Everything that keeps it from being written, in one error.
-    pub(super) fn plan(target: &Target, options: &SaveOptions) -> Result<Self> {
+    pub(super) fn plan(target: &Target, options: &SaveOptions, budget: u64) -> Result<Self> {
         let mut tree = Tree::new();
         let mut problems = Vec::new();
         for leaf in &target.leaves {
@@ -86,7 +86,7 @@ impl OrbaxSink {
         if let Some(custom) = options.custom_metadata.as_ref().filter(|custom| !custom.is_object()) {
             problems.push(Error::invalid("custom metadata of a checkpoint must be a JSON object").found(custom));
         }
-        let item = Item::plan(ITEM, &tree, Elements::Later, &options, &mut problems);
+        let item = Item::plan(ITEM, &tree, (Elements::Later, budget), &options, &mut problems);
         let cast = item.paths.iter().zip(item.jobs.iter()).filter(|(_, job)| job.casts());
         problems.extend(
             cast.map(|(path, _)| {
@@ -158,10 +158,12 @@ impl Sink for OrbaxSink {
     fn note(&mut self, staged: &StagedDir) -> Result<Json> {
         let from = self.noted;
         if self.options.sync {
-            // The last file that was noted may have grown.
-            let first = from.files.saturating_sub(1);
-            for (file, path) in self.written.data.iter().zip(&self.written.files).skip(first) {
-                file.sync().map_err(|error| staged.failed(error, "sync", path))?;
+            // Files that are full are durable.
+            if let Some(open) = &self.written.open {
+                open.file.sync().map_err(|error| match self.written.path(open.id) {
+                    Ok(path) => staged.failed(error, "sync", path),
+                    Err(error) => error,
+                })?;
             }
             for dir in parents(&self.written.made_files[from.made..])? {
                 staged.sync_dir(&dir)?;
@@ -171,7 +173,7 @@ impl Sink for OrbaxSink {
             entries: self.written.entries[from.entries..].iter().map(entry).collect::<Result<_>>()?,
             files: self.written.files[from.files..].iter().map(RelPath::to_string).collect(),
             made: self.written.made_files[from.made..].iter().map(RelPath::to_string).collect(),
-            end: Some(self.written.end).filter(|end| *end != u64::MAX),
+            open: self.written.open.as_ref().map(|open| (open.id.0, open.end)),
             bytes: self.written.bytes,
         };
         self.noted = Noted {
@@ -183,6 +185,7 @@ impl Sink for OrbaxSink {
     }
 
     fn restore(&mut self, staged: &StagedDir, notes: Vec<Json>) -> Result<HashSet<RelPath>> {
+        let mut open = None;
         for note in notes {
             let note: Note = serde_json::from_value(note)
                 .map_err(|error| Error::corrupt("the journal makes no sense").caused_by(error))?;
@@ -196,15 +199,18 @@ impl Sink for OrbaxSink {
                 written.entries.push((key.into(), value));
             }
             for path in note.files {
-                let path = RelPath::new(path)?;
-                written.data.push(Arc::from(staged.open(&path)?));
-                written.files.push(path);
+                written.files.push(RelPath::new(path)?);
             }
             for path in note.made {
                 written.made_files.push(RelPath::new(path)?);
             }
-            written.end = note.end.unwrap_or(u64::MAX);
+            open = note.open;
             written.bytes = note.bytes;
+        }
+        if let Some((id, end)) = open {
+            let id = FileId(id);
+            let file = Arc::from(staged.open(self.written.path(id)?)?);
+            self.written.open = Some(DataFile { id, file, end });
         }
         let files = self.written.files.len();
         let known = |value: &Value| match value {

@@ -1,22 +1,21 @@
 //! One array on its way to disk: its units, and how each is encoded.
 
-use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
 
 use bytes::Bytes;
 
 use super::gather::Source;
+use super::job::Progress;
 use super::tree::NewPart;
-use crate::encode::Encoder;
+use crate::encode::{Checksums, Encoder};
 use crate::error::{Error, ErrorKind, Result};
 use crate::io::StoreFile;
-use crate::limits::SLOT_BYTES;
+use crate::limits::{ALIGN_BYTES, SLOT_BYTES};
 use crate::plan::Slabs;
 use crate::relpath::RelPath;
 use crate::shape::Region;
 use crate::zarr::shard::encode_index;
-use crate::zarr::{self, ArrayMeta, Compression, Endian, Format, Positions};
+use crate::zarr::{self, ChunkKeys, Compression, Endian, Format, Grid, Positions};
 
 /// An array to write.
 #[derive(Debug)]
@@ -25,7 +24,8 @@ pub(in crate::tree) struct ArrayJob {
     pub(super) name: String,
     pub(super) source: Source,
     pub(in crate::tree) new: zarr::NewArray,
-    pub(super) meta: ArrayMeta,
+    pub(super) grid: Grid,
+    pub(super) keys: ChunkKeys,
     /// The elements that it writes, in whole chunks: all of them, or some rows where an array is written piece by piece.
     pub(super) part: Region,
     /// Whether the array's metadata document is written already.
@@ -40,13 +40,37 @@ pub(super) struct Unit {
     pub(super) array: usize,
     pub(super) chunk: Vec<u64>,
     pub(super) inner: usize,
-    /// Inner chunks of its chunk.
+    /// Inner chunks of its chunk; 1 for a unit that is a whole chunk.
     pub(super) of: usize,
+    /// What it takes. One that is streamed is a whole chunk with all of its inner chunks.
+    pub(super) cost: Cost,
+}
+
+/// What a unit takes of the memory.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Cost {
+    /// Its encoder.
+    pub(super) encoder: u64,
+    /// Its elements, gathered and encoded.
+    pub(super) work: u64,
+    /// Bytes of a piece, if its inner chunks are encoded piece by piece because they are too large to be in memory whole.
+    pub(super) pieces: Option<u64>,
+}
+
+impl Cost {
+    pub(super) const fn streamed(self) -> bool {
+        self.pieces.is_some()
+    }
+
+    pub(super) fn total(self) -> u64 {
+        self.encoder.saturating_add(self.work)
+    }
 }
 
 /// All units, in order.
 pub(super) struct Units<'a> {
     jobs: &'a [ArrayJob],
+    budget: u64,
     array: usize,
     chunks: Option<Positions>,
     /// The chunk at hand and its next inner chunk.
@@ -60,7 +84,7 @@ pub(super) enum Payload {
     /// No element of the array is in it.
     Absent,
     /// It has a file of its own already, of this length.
-    File(Arc<dyn StoreFile>, RelPath, u64),
+    File(RelPath, u64),
 }
 
 impl ArrayJob {
@@ -68,8 +92,9 @@ impl ArrayJob {
     pub(in crate::tree) fn piece(&self, part: Region, data: Bytes, described: bool) -> Self {
         let parts = vec![NewPart::new(part.clone(), data)];
         let source = Source { shape: self.source.shape.clone(), parts, convert: self.source.convert };
-        let (name, new, meta) = (self.name.clone(), self.new.clone(), self.meta.clone());
-        Self { name, source, new, meta, part, described, lossy: AtomicU64::new(0) }
+        let (name, new) = (self.name.clone(), self.new.clone());
+        let (grid, keys, lossy) = (self.grid.clone(), self.keys, AtomicU64::new(0));
+        Self { name, source, new, grid, keys, part, described, lossy }
     }
 
     /// Whether elements change their type on the way.
@@ -82,21 +107,68 @@ impl ArrayJob {
         self.new.chunk_shape.first().copied().unwrap_or(1)
     }
 
-    /// The elements of a unit; it may reach beyond the array.
-    pub(super) fn unit_region(&self, unit: &Unit) -> Result<Region> {
+    /// The checksums of its chunks.
+    pub(super) fn checksums(&self) -> Checksums {
+        let (sums, compressed) = (self.new.checksum, self.new.compression != Compression::None);
+        Checksums { frame: sums && compressed, crc32c: sums && self.new.format == Format::V3 }
+    }
+
+    /// Bytes of the elements of an inner chunk.
+    pub(super) fn inner_bytes(&self) -> u64 {
+        let size = self.source.dtype().size() as u64;
+        self.new.inner_shape().iter().fold(size, |bytes, extent| bytes.saturating_mul(*extent))
+    }
+
+    /// What a unit takes of a budget. Piece by piece is slower, and chosen where a unit would take much of the budget, and
+    /// only if it takes less that way.
+    pub(super) fn cost(&self, budget: u64) -> Cost {
+        let (bytes, compression) = (self.inner_bytes(), self.new.compression);
+        let encoder = Encoder::memory(compression, bytes);
+        let encoded = match compression {
+            // Stored as they were gathered.
+            Compression::None => 0,
+            _ => Encoder::encoded_len_max(compression, usize::try_from(bytes).unwrap_or(usize::MAX)) as u64,
+        };
+        let whole = bytes.saturating_add(encoded).saturating_add(SMALL_BYTES);
+        let much = whole > budget / UNITS_PER_BUDGET || whole.saturating_add(encoder) > budget;
+        let piece = (budget / PIECES_PER_BUDGET).clamp(PIECE_BYTES_MIN, SLOT_BYTES as u64);
+        match much && whole > STREAMED_PIECES * piece {
+            true => Cost { encoder, work: STREAMED_PIECES * piece, pieces: Some(piece) },
+            false => Cost { encoder, work: whole, pieces: None },
+        }
+    }
+
+    /// Why it cannot be written under a budget, if it cannot.
+    pub(in crate::tree) fn over_budget(&self, budget: u64) -> Option<Error> {
+        let cost = self.cost(budget);
+        (cost.total() > budget).then(|| {
+            Error::new(ErrorKind::Budget, "the memory budget is too small to save")
+                .at("array", &self.name)
+                .expected(format_args!("at least {} bytes, {} of them for its encoder", cost.total(), cost.encoder))
+                .found(format_args!("{budget} bytes"))
+                .hint("give it more memory, or choose a lower level of zstd or smaller chunks")
+        })
+    }
+
+    /// The elements of an inner chunk; they may reach beyond the array.
+    pub(super) fn region(&self, chunk: &[u64], inner: usize) -> Result<Region> {
         let outside = || Error::bug("a chunk lies outside its grid");
-        let mut region = self.meta.grid.region(&unit.chunk).ok_or_else(outside)?;
-        if unit.of > 1 {
-            let inner = self.new.inner_shape();
-            let mut rest = unit.inner as u64;
-            for dim in (0..inner.len()).rev() {
-                let count = region.extent[dim] / inner[dim];
-                region.start[dim] += rest % count * inner[dim];
-                region.extent[dim] = inner[dim];
-                rest /= count;
-            }
+        let mut region = self.grid.region(chunk).ok_or_else(outside)?;
+        let extents = self.new.inner_shape();
+        let mut rest = inner as u64;
+        for dim in (0..extents.len()).rev() {
+            let count = region.extent[dim] / extents[dim];
+            region.start[dim] += rest % count * extents[dim];
+            region.extent[dim] = extents[dim];
+            rest /= count;
         }
         Ok(region)
+    }
+
+    /// Bytes in the caller's memory of the elements in a box.
+    fn bytes_in(&self, region: &Region) -> u64 {
+        let inside = region.intersect(&Region::whole(&self.source.shape));
+        inside.map_or(0, |inside| inside.volume()) * self.source.convert.from.size() as u64
     }
 
     /// Inner chunks of a chunk; 1 for a chunk that has none.
@@ -107,11 +179,12 @@ impl ArrayJob {
     }
 
     /// Gathers, casts and encodes a unit. A chunk of one inner chunk gets its index at once.
-    pub(super) fn encode(&self, unit: &Unit, region: &Region, encoder: &mut Encoder) -> Result<Payload> {
+    pub(super) fn encode(&self, unit: &Unit, encoder: &mut Encoder, progress: &Progress) -> Result<Payload> {
+        let region = self.region(&unit.chunk, unit.inner)?;
         if unit.of > 1 && region.intersect(&Region::whole(&self.source.shape)).is_none() {
             return Ok(Payload::Absent);
         }
-        let (elements, lossy) = self.source.elements(region)?;
+        let (elements, lossy) = self.source.elements(&region)?;
         self.lossy.fetch_add(lossy, Ordering::Relaxed);
         let elements = elements.stored(self.source.dtype());
         let (body, mut tail) = match self.new.compression {
@@ -131,46 +204,75 @@ impl ArrayJob {
             let index = encode_index(&[Some((0, len))], Endian::Little, true);
             tail.extend(index.map_err(|error| Error::bug(error.to_string()))?);
         }
+        progress.add(self.bytes_in(&region));
         Ok(Payload::Bytes(body, tail))
     }
 
-    /// Encodes a unit piece by piece into a file of its own.
+    /// Encodes a chunk, one inner chunk after the other and each piece by piece, into a file of its own; the file's length.
     pub(super) fn stream(
         &self,
-        region: &Region,
+        unit: &Unit,
         encoder: &mut Encoder,
-        file: Arc<dyn StoreFile>,
-        path: RelPath,
-    ) -> Result<Payload> {
-        let size = self.source.dtype().size();
+        (file, path): (&dyn StoreFile, &RelPath),
+        progress: &Progress,
+    ) -> Result<u64> {
         let failed =
-            |error: std::io::Error| Error::new(ErrorKind::Io, "cannot write a file").at("file", &path).caused_by(error);
-        let mut at = 0;
-        let mut out = Vec::new();
+            |error: std::io::Error| Error::new(ErrorKind::Io, "cannot write a file").at("file", path).caused_by(error);
+        let (count, piece) = (self.inner_count(), unit.cost.pieces.unwrap_or(SLOT_BYTES as u64));
+        let (mut entries, mut end) = (Vec::new(), 0_u64);
+        for inner in 0..count {
+            let region = self.region(&unit.chunk, inner)?;
+            if count > 1 && region.intersect(&Region::whole(&self.source.shape)).is_none() {
+                entries.push(None);
+                continue;
+            }
+            let start = end.next_multiple_of(ALIGN_BYTES);
+            let write = |bytes: &[u8], at: u64| file.write_at(bytes, start + at).map_err(failed);
+            let len = self.stream_inner((&region, piece), encoder, &write, progress)?;
+            entries.push(Some((start, len)));
+            end = start + len;
+        }
+        if self.new.format == Format::V3 {
+            let index = encode_index(&entries, Endian::Little, true).map_err(|error| Error::bug(error.to_string()))?;
+            file.write_at(&index, end).map_err(failed)?;
+            end += index.len() as u64;
+        }
+        Ok(end)
+    }
+
+    /// Encodes one inner chunk piece by piece; its stored length.
+    fn stream_inner(
+        &self,
+        (region, piece): (&Region, u64),
+        encoder: &mut Encoder,
+        write: &dyn Fn(&[u8], u64) -> Result<()>,
+        progress: &Progress,
+    ) -> Result<u64> {
+        let size = self.source.dtype().size();
+        let (mut at, mut out) = (0, Vec::new());
         let mut encoding = encoder.stream(region.volume() * size as u64)?;
-        for (slab, _) in Slabs::new(&region.extent, size, SLOT_BYTES as u64) {
+        for (slab, _) in Slabs::new(&region.extent, size, piece) {
+            progress.refuse_if_cancelled()?;
             let start = slab.start.iter().zip(&region.start).map(|(at, from)| at + from).collect();
-            let (elements, lossy) = self.source.elements(&Region { start, extent: slab.extent })?;
+            let piece = Region { start, extent: slab.extent };
+            let (elements, lossy) = self.source.elements(&piece)?;
             self.lossy.fetch_add(lossy, Ordering::Relaxed);
             encoding.push(&elements.stored(self.source.dtype()), &mut out)?;
-            file.write_at(&out, at).map_err(failed)?;
+            write(&out, at)?;
             at += out.len() as u64;
             out.clear();
+            progress.add(self.bytes_in(&piece));
         }
         encoding.finish(&mut out)?;
-        if self.new.format == Format::V3 {
-            let index = encode_index(&[Some((0, at + out.len() as u64))], Endian::Little, true);
-            out.extend(index.map_err(|error| Error::bug(error.to_string()))?);
-        }
-        file.write_at(&out, at).and_then(|()| file.sync()).map_err(failed)?;
-        let len = at + out.len() as u64;
-        Ok(Payload::File(file, path, len))
+        write(&out, at)?;
+        Ok(at + out.len() as u64)
     }
 }
 
 impl<'a> Units<'a> {
-    pub(super) fn new(jobs: &'a [ArrayJob]) -> Self {
-        Self { jobs, array: 0, chunks: None, chunk: None }
+    /// The units of these arrays under a budget.
+    pub(super) fn new(jobs: &'a [ArrayJob], budget: u64) -> Self {
+        Self { jobs, budget, array: 0, chunks: None, chunk: None }
     }
 }
 
@@ -181,15 +283,16 @@ impl Iterator for Units<'_> {
         loop {
             let job = self.jobs.get(self.array)?;
             if let Some((chunk, inner)) = &mut self.chunk {
-                let of = job.inner_count();
-                let unit = Unit { array: self.array, chunk: chunk.clone(), inner: *inner, of };
+                let cost = job.cost(self.budget);
+                let of = if cost.streamed() { 1 } else { job.inner_count() };
+                let unit = Unit { array: self.array, chunk: chunk.clone(), inner: *inner, of, cost };
                 *inner += 1;
                 if *inner == of {
                     self.chunk = None;
                 }
                 return Some(unit);
             }
-            let chunks = self.chunks.get_or_insert_with(|| job.meta.grid.positions(&job.part));
+            let chunks = self.chunks.get_or_insert_with(|| job.grid.positions(&job.part));
             match chunks.next() {
                 Some(chunk) => self.chunk = Some((chunk, 0)),
                 None => {
@@ -201,22 +304,17 @@ impl Iterator for Units<'_> {
     }
 }
 
-/// Encoders that wait for work, by what they make. A worker takes one for a unit.
-#[derive(Debug, Default)]
-pub(super) struct Encoders(Mutex<HashMap<(Compression, bool), Vec<Encoder>>>);
+/// A unit that takes more than this part of the budget is encoded piece by piece.
+const UNITS_PER_BUDGET: u64 = 4;
 
-impl Encoders {
-    pub(super) fn take(&self, job: &ArrayJob) -> Result<Encoder> {
-        let (compression, checksum) = (job.new.compression, job.new.checksum);
-        let mut waiting = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        match waiting.get_mut(&(compression, checksum)).and_then(Vec::pop) {
-            Some(encoder) => Ok(encoder),
-            None => Ok(Encoder::new(compression, checksum)?),
-        }
-    }
+/// A piece has this part of the budget, within limits.
+const PIECES_PER_BUDGET: u64 = 16;
 
-    pub(super) fn give_back(&self, job: &ArrayJob, encoder: Encoder) {
-        let mut waiting = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        waiting.entry((job.new.compression, job.new.checksum)).or_default().push(encoder);
-    }
-}
+/// Smaller pieces are mostly calls, in bytes.
+const PIECE_BYTES_MIN: u64 = 64 << 10;
+
+/// Pieces that encoding one at a time takes: its elements, and room for what they are encoded to, which grows by doubling.
+const STREAMED_PIECES: u64 = 3;
+
+/// What every unit takes however small: its index, key and place in the queues.
+const SMALL_BYTES: u64 = 1 << 10;

@@ -18,9 +18,9 @@ use crate::tree::checkpoint::describe;
 /// Removes a checkpoint: an Orbax directory, a root of steps with all of them, or safetensors.
 ///
 /// # Errors
-/// A path that is no checkpoint, or one that cannot be removed.
+/// A path that is no checkpoint, a symbolic link (nothing is removed then), or one that cannot be removed.
 pub fn delete(path: impl AsRef<Path>) -> Result<()> {
-    let path = path.as_ref();
+    let path = &refuse_link(path.as_ref())?;
     // Whatever it is, it must be one of ours to delete.
     describe(path, &OpenOptions { force: true, ..OpenOptions::default() })?;
     if path.is_dir() {
@@ -34,7 +34,7 @@ pub fn delete(path: impl AsRef<Path>) -> Result<()> {
 /// # Errors
 /// No such item, the only item (delete the checkpoint), or one that cannot be removed.
 pub fn delete_item(path: impl AsRef<Path>, name: &str) -> Result<()> {
-    let path = path.as_ref();
+    let path = &refuse_link(path.as_ref())?;
     let (_, description) = describe(path, &OpenOptions::default())?;
     let names: Vec<&str> = description.items.iter().map(|item| item.name.as_str()).collect();
     let item = description.items.iter().find(|item| item.name == name);
@@ -50,7 +50,7 @@ pub fn delete_item(path: impl AsRef<Path>, name: &str) -> Result<()> {
             .at("checkpoint", path.display())
             .hint("delete the checkpoint"));
     }
-    let dir = path.join(item.dir.as_path());
+    let dir = refuse_link(&path.join(item.dir.as_path()))?;
     let Some(checkpoint_dir) = dir.parent() else { return Err(Error::bug("an item without a checkpoint")) };
     let removed = set_aside(&LocalStore, &dir)?;
     forget_item(&checkpoint_dir.join(checkpoint::METADATA_FILE), name)?;
@@ -71,6 +71,18 @@ fn set_aside(store: &dyn Store, dir: &Path) -> Result<PathBuf> {
     let aside = deleted_name(dir)?;
     store.rename_new(dir, &aside).map_err(|error| failed(error, dir))?;
     Ok(aside)
+}
+
+/// The path without trailing slashes, which would hide that it is a link. Links are not followed: what they point to may be
+/// somebody else's.
+fn refuse_link(path: &Path) -> Result<PathBuf> {
+    let path: PathBuf = path.components().collect();
+    match std::fs::symlink_metadata(&path) {
+        Ok(metadata) if metadata.is_symlink() => Err(Error::invalid("it is a symbolic link, which is not followed")
+            .at("path", path.display())
+            .hint("delete what it points to, or remove the link itself")),
+        _ => Ok(path),
+    }
 }
 
 /// Takes an item out of the checkpoint's metadata, if there is any. The file is replaced in one step.

@@ -5,10 +5,11 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use super::item::Item;
 use super::options::SaveOptions;
-use super::write::{Written, new_data_file};
+use super::write::{DataFile, Written, new_data_file};
 use crate::error::{Error, Result};
 use crate::io::{StagedDir, store};
 use crate::kv::{Index, ocdbt};
+use crate::layout::orbax::sums::{SUMS_FILE, Sums};
 use crate::layout::orbax::{array_metadata, checkpoint, sharding, strings, tree};
 use crate::relpath::RelPath;
 
@@ -26,7 +27,19 @@ pub(in crate::tree) fn finish_tree(
     if options.ocdbt {
         write_database(staged, &dir, written, options)?;
     }
-    let put = |name: &str, contents: &[u8]| staged.write(&dir.join(name)?, contents, options.sync);
+    if !item.array_metadatas.is_empty() {
+        staged.dir(&dir.join(tree::ARRAY_METADATA_DIR)?)?;
+    }
+    let mut sums = Sums::default();
+    let mut put = |name: &str, contents: &[u8]| -> Result<()> {
+        sums.add(name, contents);
+        staged.write(&dir.join(name)?, contents, options.sync)
+    };
+    if !item.array_metadatas.is_empty() {
+        let records = item.array_metadatas.iter().map(|(name, record)| (name.as_str(), record));
+        let name = format!("{}/process_0", tree::ARRAY_METADATA_DIR);
+        put(&name, &array_metadata::to_bytes(records))?;
+    }
     if !item.strings.is_empty() {
         let texts = item.strings.iter().map(|(name, text)| (name.as_str(), text.as_str()));
         let bytes = strings::to_bytes(texts).map_err(|_| Error::bug("a string has no place"))?;
@@ -36,13 +49,10 @@ pub(in crate::tree) fn finish_tree(
         put(tree::SHARDING_FILE, &sharding::to_bytes(&item.shardings))?;
     }
     put(tree::METADATA_FILE, &item.metadata.to_bytes())?;
-    if !item.array_metadatas.is_empty() {
-        staged.dir(&dir.join(tree::ARRAY_METADATA_DIR)?)?;
-        let records = item.array_metadatas.iter().map(|(name, record)| (name.as_str(), record));
-        let file = dir.join(tree::ARRAY_METADATA_DIR)?.join("process_0")?;
-        staged.write(&file, &array_metadata::to_bytes(records), options.sync)?;
+    match options.checksum {
+        Some(false) => Ok(()),
+        _ => staged.write(&dir.join(SUMS_FILE)?, &sums.to_bytes(), options.sync),
     }
-    Ok(())
 }
 
 /// Writes the files of the checkpoint's own directory: what its items are, and that it is whole.
@@ -79,25 +89,24 @@ fn write_database(staged: &mut StagedDir, dir: &RelPath, mut written: Written, o
         // Without arrays there is no database, as Orbax has it.
         return Ok(());
     }
-    if written.data.is_empty() || written.end == u64::MAX {
-        let (file, path) = new_data_file(staged, dir)?;
-        written.files.push(path);
-        written.data.push(file);
-        written.end = 0;
-    }
-    let (Some(file), Some(path)) = (written.data.last(), written.files.last().cloned()) else {
-        return Err(Error::bug("a database without data files"));
+    let open = match written.open.take() {
+        Some(open) => open,
+        None => {
+            let (file, path) = new_data_file(staged, dir)?;
+            DataFile { id: written.add_file(path), file, end: 0 }
+        }
     };
-    let index = Index::new(written.files.clone(), written.entries);
+    let path = written.path(open.id)?.clone();
+    let index = Index::of_new(written.files, written.entries)
+        .map_err(|key| Error::bug("a key was written twice").found(String::from_utf8_lossy(&key)))?;
     let mut config = ocdbt::Config::new(store::random_bytes()?);
     config.decoded_node_bytes_max = options.node_bytes;
-    let place = ocdbt::NodePlace { root: dir, file: &path, offset: written.end };
+    let place = ocdbt::NodePlace { root: dir, file: &path, offset: open.end };
     let database = ocdbt::write(&index, place, &config, now_ns())?;
-    file.write_at(&database.nodes, written.end).map_err(|error| staged.failed(error, "write", &path))?;
+    open.file.write_at(&database.nodes, open.end).map_err(|error| staged.failed(error, "write", &path))?;
     if options.sync {
-        for (file, path) in written.data.iter().zip(&written.files) {
-            file.sync().map_err(|error| staged.failed(error, "sync", path))?;
-        }
+        // All other data files were made durable when they were full.
+        open.file.sync().map_err(|error| staged.failed(error, "sync", &path))?;
     }
     staged.write(&dir.join("manifest.ocdbt")?, &database.manifest, options.sync)
 }

@@ -15,6 +15,7 @@ use crate::layout::orbax::array_metadata::ArrayMetadata;
 use crate::layout::orbax::metadata::{Entry, TreeMetadata, ValueType, param_name};
 use crate::layout::orbax::names;
 use crate::layout::orbax::sharding::{SavedMesh, SavedSharding};
+use crate::limits::{CHUNK_PADDING_BYTES_MAX, CHUNK_PADDING_FACTOR};
 use crate::plan::chunking::{Chunking, Divide, chunking};
 use crate::plan::{Device, Sharding};
 use crate::shape::Region;
@@ -46,11 +47,11 @@ pub(in crate::tree) enum Elements {
 }
 
 impl Item {
-    /// Plans the writing of a tree. What cannot be saved is added to the problems, all of it.
+    /// Plans the writing of a tree under a memory budget. What cannot be saved is added to the problems, all of it.
     pub(in crate::tree) fn plan(
         name: &str,
         tree: &Tree,
-        elements: Elements,
+        (elements, budget): (Elements, u64),
         options: &SaveOptions,
         problems: &mut Vec<Error>,
     ) -> Self {
@@ -77,7 +78,12 @@ impl Item {
                 *used |= pattern.matches(path);
             }
             match item.leaf(path, leaf, elements, options) {
-                Ok(job) => jobs.extend(job),
+                Ok(None) => {}
+                Ok(Some(job)) => {
+                    problems.extend(job.over_budget(budget).map(|error| error.at("leaf", path)));
+                    item.paths.push(path.clone());
+                    jobs.push(job);
+                }
                 Err(error) => problems.push(error.at("leaf", path)),
             }
         }
@@ -117,7 +123,9 @@ impl Item {
     ) -> Result<Option<ArrayJob>> {
         let name = param_name(path);
         let value_type = leaf.value_type();
-        let mut entry = Entry::new(path.clone(), value_type);
+        // It is in the tree even if it cannot be saved: its name may be at fault, too.
+        let at = self.metadata.entries.len();
+        self.metadata.entries.push(Entry::new(path.clone(), value_type.clone()));
         let job = match leaf {
             NewLeaf::None | NewLeaf::Empty(_) => None,
             NewLeaf::Value(Value::Text(text), _) => {
@@ -132,9 +140,9 @@ impl Item {
             }
             NewLeaf::Array(array) => {
                 let job = array_job(name.clone(), path, leaf, (array, elements), options)?;
-                if entry.value_type == ValueType::JaxArray {
+                if value_type == ValueType::JaxArray {
                     let chunk = Some(job.new.chunk_shape.clone());
-                    entry.write_shape.clone_from(&chunk);
+                    self.metadata.entries[at].write_shape.clone_from(&chunk);
                     let key = array.key_impl.clone();
                     let record = ArrayMetadata { write_shape: chunk.clone(), chunk_shape: chunk, random_key_impl: key };
                     self.array_metadatas.push((name.clone(), record));
@@ -146,10 +154,6 @@ impl Item {
                 Some(job)
             }
         };
-        self.metadata.entries.push(entry);
-        if job.is_some() {
-            self.paths.push(path.clone());
-        }
         Ok(job)
     }
 }
@@ -196,11 +200,32 @@ fn array_job(
         checksum,
     };
     let meta = new.meta()?;
+    check_padding(&new)?;
     let convert = Convert { from: array.dtype, to, swap: false, policy: options.cast_policy };
     let parts = if elements == Elements::Held { parts } else { Vec::new() };
     let source = Source { shape: array.shape.clone(), parts, convert };
     let part = Region::whole(&array.shape);
-    Ok(ArrayJob { name, source, new, meta, part, described: false, lossy: AtomicU64::new(0) })
+    let (grid, keys, lossy) = (meta.grid, meta.keys, AtomicU64::new(0));
+    Ok(ArrayJob { name, source, new, grid, keys, part, described: false, lossy })
+}
+
+/// Refuses chunks that are mostly padding.
+fn check_padding(new: &zarr::NewArray) -> Result<()> {
+    let size = new.dtype.size() as u128;
+    let bytes = |extents: &mut dyn Iterator<Item = u64>| {
+        extents.fold(size, |bytes, extent| bytes.saturating_mul(extent.into()))
+    };
+    let array = bytes(&mut new.shape.iter().copied());
+    let padded = new.shape.iter().zip(&new.chunk_shape).map(|(extent, chunk)| extent.next_multiple_of(*chunk));
+    let stored = bytes(&mut padded.into_iter());
+    let most = array.saturating_mul(CHUNK_PADDING_FACTOR.into()).max(array + u128::from(CHUNK_PADDING_BYTES_MAX));
+    if stored <= most {
+        return Ok(());
+    }
+    Err(Error::invalid("the chunk shape is mostly padding")
+        .expected(format_args!("chunks of at most {most} bytes in all, of an array of {array}"))
+        .found(format_args!("{stored} bytes in chunks of {:?}", new.chunk_shape))
+        .hint("choose chunks within the array"))
 }
 
 /// The distinct regions that loads will ask for, where that is known: those of the devices, also when the array is whole here.

@@ -7,7 +7,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
-use crate::error::{Error, Result};
+use crate::error::{Error, ErrorKind, Result};
 
 /// A save in progress.
 ///
@@ -152,6 +152,15 @@ impl Progress {
 
     pub(in crate::tree) fn is_cancelled(&self) -> bool {
         self.cancelled.load(Ordering::Acquire)
+    }
+
+    /// # Errors
+    /// [`ErrorKind::Cancelled`] once somebody asked to stop.
+    pub(in crate::tree) fn refuse_if_cancelled(&self) -> Result<()> {
+        match self.is_cancelled() {
+            false => Ok(()),
+            true => Err(Error::new(ErrorKind::Cancelled, "the save was cancelled")),
+        }
     }
 
     /// Ends the save, once.

@@ -7,6 +7,7 @@
 
 mod array;
 mod delete;
+mod encoders;
 mod finish;
 mod flush;
 mod gather;
@@ -25,5 +26,5 @@ pub use job::{SaveJob, SaveProgress, SaveReport};
 pub use options::{LeafChoice, LeafOptions, SaveOptions};
 pub(in crate::tree) use tree::Loaded;
 pub use tree::{NewArray, NewLeaf, NewPart, Tree, TreeItem};
-pub(in crate::tree) use work::SaveWork;
-pub(in crate::tree) use write::{Context, Storage, Written, write_arrays};
+pub(in crate::tree) use work::{SaveWork, check_replaced};
+pub(in crate::tree) use write::{Context, DataFile, Storage, Written, write_arrays};

@@ -42,7 +42,8 @@ pub struct SaveOptions {
     pub custom_metadata: Option<serde_json::Value>,
     /// Metrics of a step, an object: the item `metrics`, where Orbax's managers keep and look for them.
     pub metrics: Option<serde_json::Value>,
-    /// Replace what is at the destination, once the new checkpoint is whole.
+    /// Replace the checkpoint at the destination, once the new one is whole. What is no checkpoint is not replaced, nor one that
+    /// somebody else has put there since the save began.
     pub overwrite: bool,
     /// Have everything on stable storage before the checkpoint appears.
     pub sync: bool,

@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
-use crate::dtype::DType;
+use crate::dtype::{Class, DType};
 use crate::error::{Error, Result};
 use crate::keypath::KeyPath;
 use crate::layout::orbax::metadata::{Container, ValueType};
@@ -296,6 +296,12 @@ impl NewArray {
                     .expected(format_args!("{expected} bytes"))
                     .found(format_args!("{} bytes", part.len())));
             }
+            if let Some(at) = first_invalid(self.dtype, &part.data) {
+                return Err(Error::invalid(format!("an element is no {}", self.dtype))
+                    .at("byte", at)
+                    .at("part", format_args!("{:?}", part.region))
+                    .found(part.data[at]));
+            }
             if part.region.is_empty() || distinct.iter().any(|have| have.region == part.region) {
                 continue;
             }
@@ -311,8 +317,24 @@ impl NewArray {
                 .found(format_args!("{held} bytes"))
                 .hint("an array whose shards lie in several processes cannot be saved by one of them"));
         }
+        // There may be very many arrays, of one part each.
+        distinct.shrink_to_fit();
         Ok(distinct)
     }
+}
+
+/// The first byte that is no element of its type, for types that do not fill their bytes.
+fn first_invalid(dtype: DType, bytes: &[u8]) -> Option<usize> {
+    let valid: fn(u8) -> bool = match (dtype.class(), dtype) {
+        (Class::Bool, _) => |byte| byte <= 1,
+        (Class::Int(2), _) => |byte| (-2..=1).contains(&byte.cast_signed()),
+        (Class::Int(4), _) => |byte| (-8..=7).contains(&byte.cast_signed()),
+        (Class::UInt(2), _) => |byte| byte <= 3,
+        (Class::UInt(4), _) | (_, DType::Float4E2M1FN) => |byte| byte <= 0x0f,
+        (_, DType::Float6E2M3FN | DType::Float6E3M2FN) => |byte| byte <= 0x3f,
+        _ => return None,
+    };
+    bytes.iter().position(|byte| !valid(*byte))
 }
 
 /// Values as bytes, freed as values.

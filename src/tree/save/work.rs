@@ -1,6 +1,7 @@
 //! A save as the engine's driver gets it: items under a temporary name, then one rename.
 
 use std::collections::BTreeMap;
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Instant;
@@ -17,7 +18,11 @@ use crate::dtype::CastPolicy;
 use crate::error::{Error, ErrorKind, Result};
 use crate::io::{Budget, StagedDir};
 use crate::layout::orbax::{checkpoint, json, names};
+use crate::layout::{Format, LayoutKind};
 use crate::relpath::RelPath;
+use crate::tree::OpenOptions;
+use crate::tree::checkpoint::describe;
+use crate::tree::verify::is_marked;
 
 /// A save as the driver gets it.
 pub(in crate::tree) struct SaveWork {
@@ -39,7 +44,7 @@ enum Planned {
 impl SaveWork {
     /// Checks everything that can be checked before a byte is written, and takes the destination's temporary name.
     pub(in crate::tree) fn new(
-        path: &std::path::Path,
+        path: &Path,
         items: &[(String, TreeItem)],
         options: &SaveOptions,
         staging_bytes: u64,
@@ -58,7 +63,13 @@ impl SaveWork {
             }
             match item {
                 TreeItem::Tree(tree) => {
-                    planned.push(Planned::Tree(Item::plan(name, tree, Elements::Held, options, &mut problems)));
+                    planned.push(Planned::Tree(Item::plan(
+                        name,
+                        tree,
+                        (Elements::Held, staging_bytes),
+                        options,
+                        &mut problems,
+                    )));
                 }
                 TreeItem::Json(value) => {
                     if let Err(error) = names::check_item_name(name) {
@@ -86,6 +97,7 @@ impl SaveWork {
             TreeItem::Json(_) => 0,
         };
         let bytes_logical = items.iter().map(bytes).sum();
+        check_replaced(path, options.overwrite)?;
         let staged = StagedDir::create(Arc::clone(&options.store), path, options.overwrite)?;
         let progress = Progress::new(bytes_logical);
         let job = SaveJob { progress: Arc::clone(&progress) };
@@ -110,7 +122,8 @@ impl SaveWork {
     }
 
     fn write(&mut self, pool: &ThreadPool, start: Instant) -> Result<SaveReport> {
-        let budget = Budget::new(self.staging_bytes);
+        let planned = self.planned_bytes();
+        let budget = Budget::new(self.staging_bytes.saturating_sub(planned).max(self.unit_bytes_max()));
         let mut report = SaveReport { bytes_logical: self.bytes_logical, ..SaveReport::default() };
         let mut handlers = BTreeMap::new();
         let items = std::mem::take(&mut self.items);
@@ -138,9 +151,28 @@ impl SaveWork {
             return Err(Error::invalid("casting would lose values").lines(report.lossy.iter().map(line)));
         }
         finish_checkpoint(&self.staged, handlers, &self.options, self.started_ns)?;
-        report.peak_host_bytes = budget.peak();
+        report.peak_host_bytes = budget.peak().saturating_add(planned);
         report.elapsed = start.elapsed();
         Ok(report)
+    }
+
+    /// What the plan itself holds: it is part of the budget, as far as units have room beside it.
+    fn planned_bytes(&self) -> u64 {
+        let jobs = |item: &Planned| match item {
+            Planned::Tree(item) => item.jobs.len() as u64,
+            Planned::Json { .. } => 0,
+        };
+        self.items.iter().map(jobs).sum::<u64>().saturating_mul(PLANNED_BYTES)
+    }
+
+    /// The most that one unit takes.
+    fn unit_bytes_max(&self) -> u64 {
+        let trees = self.items.iter().filter_map(|item| match item {
+            Planned::Tree(item) => Some(item),
+            Planned::Json { .. } => None,
+        });
+        let costs = trees.flat_map(|item| item.jobs.iter()).map(|job| job.cost(self.staging_bytes).total());
+        costs.max().unwrap_or(0)
     }
 
     /// Writes one tree; the bytes of its values.
@@ -163,8 +195,38 @@ impl SaveWork {
     }
 }
 
+/// Refuses to overwrite what is no checkpoint: a directory of other files, or a root of steps, which holds many.
+pub(in crate::tree) fn check_replaced(path: &Path, overwrite: bool) -> Result<()> {
+    let Ok(metadata) = std::fs::symlink_metadata(path) else { return Ok(()) };
+    // What exists otherwise, and links, are refused when the save begins.
+    if !overwrite || metadata.is_symlink() || (metadata.is_file() && metadata.len() == 0) {
+        return Ok(());
+    }
+    if metadata.is_dir() && std::fs::read_dir(path).is_ok_and(|mut entries| entries.next().is_none()) {
+        return Ok(());
+    }
+    let refused = |what: &str| {
+        Err(Error::new(ErrorKind::Exists, format!("the destination is {what}, so it is not overwritten"))
+            .at("path", path.display())
+            .hint("remove it, or choose another name"))
+    };
+    // A damaged checkpoint is one.
+    match describe(path, &OpenOptions { force: true, ..OpenOptions::default() }) {
+        Ok((_, description)) if description.layout == LayoutKind::Steps => refused("a root of steps"),
+        Ok((_, description)) if metadata.is_file() && description.format != Format::Safetensors => {
+            refused("no safetensors file")
+        }
+        Ok(_) => Ok(()),
+        Err(_) if is_marked(path) => Ok(()),
+        Err(_) => refused("no checkpoint"),
+    }
+}
+
 /// The file of a JSON item.
 const JSON_FILE: &str = "data.json";
+
+/// About what the plan and the index hold of an array with one chunk, in bytes.
+const PLANNED_BYTES: u64 = 2 << 10;
 
 /// Publishes a failure if the driver panics.
 struct Ended<'a>(&'a Arc<Progress>);

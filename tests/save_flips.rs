@@ -1,0 +1,102 @@
+//! Every bit of a checkpoint that was saved with defaults is guarded: flipped, it is found by a deep `verify` and by a load.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    clippy::print_stdout,
+    reason = "tests panic to fail and print their counts"
+)]
+
+use std::path::{Path, PathBuf};
+
+use touchdown::tree::OpenOptions;
+use touchdown::tree::save::{NewArray, SaveOptions, Tree};
+use touchdown::tree::verify::verify;
+use touchdown::zarr::Format;
+use touchdown::{DType, Device, Engine, EngineOptions, Mesh, Sharding, spec};
+
+fn files(dir: &Path) -> Vec<PathBuf> {
+    let mut found = Vec::new();
+    for entry in std::fs::read_dir(dir).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_dir() { found.extend(files(&path)) } else { found.push(path) }
+    }
+    found.sort();
+    found
+}
+
+/// Arrays in values of their own and in nodes, a sharded one, a number and a string.
+fn tree() -> Tree {
+    let mut state = 7_u32;
+    let mut noise = |len: usize| -> Vec<u8> {
+        let mut next = || {
+            state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+            (state >> 24) as u8
+        };
+        (0..len).map(|_| next()).collect()
+    };
+    let mesh = Mesh::new([("x", 2)], Device::cpus(2)).unwrap();
+    let part = noise(8);
+    let sharded = NewArray::sharded(&[16], DType::UInt8, Sharding::new(mesh, spec!["x"], 1).unwrap(), |_| {
+        Ok(part.clone().into())
+    });
+    Tree::new()
+        .with("value", NewArray::new(&[1100], DType::UInt8, noise(1100)))
+        .with("inline", sharded.unwrap())
+        .with("count", 7i64)
+        .with("name", "a string is a leaf, too")
+}
+
+#[test]
+fn every_flipped_bit_of_an_item_is_found() {
+    let home = tempfile::tempdir().unwrap();
+    let path = home.path().join("c");
+    let options = EngineOptions { threads: 1, staging_bytes: 8 << 20, ..EngineOptions::default() };
+    let engine = Engine::new(options).unwrap();
+    engine.save(&path, &tree(), &SaveOptions::default()).unwrap().wait().unwrap();
+    let whole = || {
+        let checkpoint = touchdown::open(&path)?;
+        engine.load(&checkpoint, &checkpoint.target())?.wait()
+    };
+    let intact = || verify(&path, &OpenOptions::default(), true, &options).is_ok_and(|found| found.problems.is_empty());
+    assert!(whole().is_ok() && intact());
+    let mut flipped = 0;
+    for file in files(&path.join("state")) {
+        let bytes = std::fs::read(&file).unwrap();
+        let is_sums = file.ends_with("_touchdown_sums.json");
+        for bit in 0..bytes.len() * 8 {
+            let mut bad = bytes.clone();
+            bad[bit / 8] ^= 1 << (bit % 8);
+            // The case of a checksum's digit says nothing.
+            if is_sums && bad[bit / 8].eq_ignore_ascii_case(&bytes[bit / 8]) {
+                continue;
+            }
+            std::fs::write(&file, &bad).unwrap();
+            assert!(whole().is_err(), "a load misses bit {bit} of {}", file.display());
+            // The same checks: one bit of each byte will do.
+            assert!(bit % 8 != bit / 8 % 8 || !intact(), "verify misses bit {bit} of {}", file.display());
+            flipped += 1;
+        }
+        std::fs::write(&file, &bytes).unwrap();
+    }
+    assert!(whole().is_ok() && intact() && flipped > 20_000);
+    println!("{flipped} bits");
+}
+
+/// zarr v2 has room for the frame's own checksum only: it guards the elements.
+#[test]
+fn flipped_elements_of_version_2_are_found() {
+    let home = tempfile::tempdir().unwrap();
+    let path = home.path().join("c");
+    let options = SaveOptions { zarr: Format::V2, ocdbt: false, ..SaveOptions::default() };
+    touchdown::save(&path, &tree(), &options).unwrap();
+    let file = path.join("state/value/0");
+    let bytes = std::fs::read(&file).unwrap();
+    for at in 20..bytes.len() {
+        let mut bad = bytes.clone();
+        bad[at] ^= 1 << (at % 8);
+        std::fs::write(&file, &bad).unwrap();
+        let checkpoint = touchdown::open(&path).unwrap();
+        assert!(touchdown::load(&checkpoint, &checkpoint.target()).is_err(), "byte {at}");
+    }
+}

@@ -52,6 +52,7 @@ fn main() {
         profile("touchdown, zstd 3, no checksums (as Orbax)", Compression::Zstd { level: 3 }, false, true),
         profile("touchdown, uncompressed, checksums", Compression::None, true, true),
         profile("touchdown, default, not synced", Compression::Gpu, true, false),
+        profile("touchdown, zstd 3, checksums, not synced", Compression::Zstd { level: 3 }, true, false),
     ];
     let mut seconds: Vec<Vec<f64>> = vec![Vec::new(); profiles.len()];
     let mut orbax: Vec<f64> = Vec::new();

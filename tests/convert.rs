@@ -449,7 +449,7 @@ proptest! {
         options.save.rules = vec![("w".into(), leaf(to, Compression::Gpu))];
         let target = source.target();
         let (mut first, mut waves) = (None, Vec::new());
-        for memory in [4 << 20, 6 << 20, 64 << 20] {
+        for memory in [6 << 20, 8 << 20, 64 << 20] {
             let path = home.path().join(memory.to_string());
             let report = convert(&target, &path, &within(memory, options.clone())).unwrap();
             let decoded = decoded_in_one_go(&target);

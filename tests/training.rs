@@ -74,6 +74,15 @@ fn names(dir: &Path) -> Vec<String> {
     names
 }
 
+fn copy(from: &Path, to: &Path) {
+    if from.is_dir() {
+        std::fs::create_dir(to).unwrap();
+        names(from).iter().for_each(|name| copy(&from.join(name), &to.join(name)));
+    } else {
+        std::fs::copy(from, to).unwrap();
+    }
+}
+
 fn file_below(dir: &Path, wanted: &str) -> PathBuf {
     let mut waiting = vec![dir.to_owned()];
     while let Some(dir) = waiting.pop() {
@@ -419,6 +428,90 @@ fn what_a_policy_does_not_keep_is_removed_but_never_what_is_read_or_the_only_ste
     steps.save(9, &tree(9), &StepOptions::default()).unwrap();
     assert!(steps.wait().unwrap_err().to_string().contains("panicked"));
     assert_eq!(whole(&steps), [8, 9]);
+}
+
+#[test]
+fn a_step_that_was_replaced_after_it_was_judged_is_not_removed() {
+    let root = tempfile::tempdir().unwrap();
+    let path = root.path().to_owned();
+    let (deciding, decided) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicBool::new(true)));
+    let keeps = {
+        let (deciding, decided, path) = (Arc::clone(&deciding), Arc::clone(&decided), path.clone());
+        // Judged are 1 to 4. Until the decision is carried out, the series overwrites 1, and somebody else 2.
+        move |steps: &[touchdown::training::StepInfo], _| {
+            if decided.load(Ordering::SeqCst) {
+                return vec![true; steps.len()];
+            }
+            deciding.store(true, Ordering::SeqCst);
+            while !decided.load(Ordering::SeqCst) {
+                std::thread::yield_now();
+            }
+            std::fs::rename(path.join("2"), path.join("away")).unwrap();
+            copy(&path.join("4"), &path.join("2"));
+            vec![false, false, false, true]
+        }
+    };
+    let steps = Checkpointer::open(root.path(), keeping(PreservationPolicy::custom(keeps))).unwrap();
+    for step in 1..=3 {
+        steps.save(step, &tree(step), &loss(1.0)).unwrap();
+    }
+    steps.wait().unwrap();
+    let inode = || std::os::unix::fs::MetadataExt::ino(&std::fs::metadata(path.join("1")).unwrap());
+    let old = inode();
+    decided.store(false, Ordering::SeqCst);
+    steps.save(4, &tree(4), &loss(0.5)).unwrap();
+    while !deciding.load(Ordering::SeqCst) {
+        std::thread::yield_now();
+    }
+    let overwriting = steps.save_async(1, &tree(1).with("new", true), &loss(0.0).overwrite()).unwrap().unwrap();
+    while inode() == old {
+        std::thread::yield_now();
+    }
+    decided.store(true, Ordering::SeqCst);
+    overwriting.wait().unwrap();
+    steps.wait().unwrap();
+    assert_eq!(steps.load(1).unwrap().leaves().len(), 3, "{:?}", steps.steps());
+    assert!(path.join("2/state/_METADATA").exists() && !path.join("3").exists());
+    steps.reload().unwrap();
+    assert_eq!(listed(&steps), [1, 2, 4]);
+}
+
+#[test]
+fn what_was_whole_is_looked_at_again_before_anything_is_removed() {
+    for damage in ["state/d", "state/manifest.ocdbt"] {
+        for reload in [false, true] {
+            let root = tempfile::tempdir().unwrap();
+            let steps = Checkpointer::open(root.path(), keeping(PreservationPolicy::best(1, "-loss"))).unwrap();
+            steps.save(1, &tree(1), &loss(5.0)).unwrap();
+            steps.save(2, &tree(2), &loss(1.0)).unwrap();
+            steps.wait().unwrap();
+            assert_eq!((whole(&steps), steps.latest().unwrap().unwrap().step), (vec![2], 2));
+            let path = root.path().join("2").join(damage);
+            if path.is_dir() {
+                std::fs::remove_dir_all(path).unwrap()
+            } else {
+                std::fs::remove_file(path).unwrap()
+            }
+            if reload {
+                steps.reload().unwrap();
+            }
+            steps.save(3, &tree(3), &loss(3.0)).unwrap();
+            steps.wait().unwrap();
+            assert_eq!((steps.latest().unwrap().unwrap().step, whole(&steps)), (3, vec![3]), "{damage}");
+            assert!(steps.steps().iter().any(|step| step.step == 2 && !step.is_whole()), "{damage}");
+        }
+    }
+}
+
+#[test]
+fn keeping_more_than_there_can_be_keeps_all() {
+    let root = tempfile::tempdir().unwrap();
+    let steps = Checkpointer::open(root.path(), keeping(PreservationPolicy::latest(usize::MAX))).unwrap();
+    for step in 0..3 {
+        steps.save(step, &tree(step), &StepOptions::default()).unwrap();
+        steps.wait().unwrap();
+    }
+    assert_eq!(whole(&steps), [0, 1, 2]);
 }
 
 #[test]

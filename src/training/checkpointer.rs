@@ -60,7 +60,8 @@ use crate::tree::{Checkpoint, LoadedItem, Metadata, State, Target, load_items};
 /// **One writer.** Opening a root that another writer has is an error of kind [`Busy`](crate::ErrorKind::Busy), in this process
 /// or another. Readers need no lock. Dropping the object waits until everything is saved and removed, and joins its threads.
 ///
-/// What is known of the root is kept: what other processes add or remove is seen after [`reload`](Self::reload).
+/// What is known of the root is kept: what other processes add or remove is seen after [`reload`](Self::reload). That a step
+/// was whole holds as long as none of its files has changed; every step is looked at again before one is removed.
 #[derive(Debug)]
 pub struct Checkpointer {
     // In this order: the thread ends, then the lock.
@@ -172,7 +173,7 @@ impl Checkpointer {
     /// As [`latest`](Self::latest).
     pub fn would_remove(&self, policy: &PreservationPolicy) -> Result<Vec<SeriesStep>> {
         policy.check()?;
-        self.shared.removable(policy)
+        Ok(self.shared.judged(policy)?.go)
     }
 
     /// Removes a step, whole or not, whatever the preservation policy says.

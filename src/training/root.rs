@@ -2,6 +2,8 @@
 //!
 //! Everything here only reads, and never trusts a step because its neighbour is fine.
 
+use std::hash::{DefaultHasher, Hash, Hasher};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -46,6 +48,25 @@ pub struct SeriesStep {
     pub metrics_damage: Option<String>,
     /// When it was committed, or its directory last changed.
     pub time: SystemTime,
+    /// Which directory it was; `None` if that was gone before it could be asked.
+    pub(super) identity: Option<Identity>,
+}
+
+/// Which directory, of those that have had a name: another one that takes the name differs, and so does one whose own entries
+/// have changed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Identity {
+    device: u64,
+    inode: u64,
+    changed: (i64, i64),
+}
+
+impl Identity {
+    /// Of what has this path now. Links are not followed.
+    pub(super) fn of(path: &Path) -> Option<Self> {
+        let found = std::fs::symlink_metadata(path).ok()?;
+        Some(Self { device: found.dev(), inode: found.ino(), changed: (found.mtime(), found.mtime_nsec()) })
+    }
 }
 
 impl SeriesStep {
@@ -75,6 +96,19 @@ impl SeriesStep {
         size_bytes(&self.path).map_err(|error| {
             Error::new(ErrorKind::Io, "cannot look through a step").at("path", self.path.display()).caused_by(error)
         })
+    }
+
+    /// Whether its path still leads to the directory that was looked at.
+    pub(super) fn is_same(&self) -> bool {
+        self.identity.is_some() && Identity::of(&self.path) == self.identity
+    }
+
+    /// A number that changes whenever a file in it appears, disappears, or gets another size, time or permission. Links are not
+    /// followed. `None` if it cannot be looked through.
+    pub(super) fn fingerprint(&self) -> Option<u64> {
+        let mut hasher = DefaultHasher::new();
+        fingerprint(&self.path, &mut hasher).ok()?;
+        Some(hasher.finish())
     }
 
     /// Looks into it, beyond what listings tell: metadata, manifests and every reference; with `data` all stored values, too.
@@ -143,6 +177,7 @@ fn record(root: &Path, listed: Listed, notes: Notes) -> SeriesStep {
     SeriesStep {
         step: listed.step.number,
         name: listed.step.name,
+        identity: Identity::of(&path),
         time: committed.map_or_else(changed, |since| UNIX_EPOCH + since),
         path,
         state,
@@ -253,6 +288,23 @@ where
     F: Future<Output = Result<T>> + Send + 'a,
 {
     Machine::new(body).drive(|needs| serve(root, &needs))
+}
+
+fn fingerprint(path: &Path, hasher: &mut DefaultHasher) -> std::io::Result<()> {
+    let found = std::fs::symlink_metadata(path)?;
+    (found.dev(), found.ino(), found.mode(), found.len()).hash(hasher);
+    (found.mtime(), found.mtime_nsec(), found.ctime(), found.ctime_nsec()).hash(hasher);
+    if found.is_dir() {
+        let mut names = std::fs::read_dir(path)?
+            .map(|entry| entry.map(|entry| entry.file_name()))
+            .collect::<std::io::Result<Vec<_>>>()?;
+        names.sort();
+        for name in names {
+            name.hash(hasher);
+            fingerprint(&path.join(name), hasher)?;
+        }
+    }
+    Ok(())
 }
 
 fn size_bytes(dir: &Path) -> std::io::Result<u64> {

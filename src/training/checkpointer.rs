@@ -14,7 +14,8 @@ use super::names::prefix;
 use super::options::CheckpointerOptions;
 use super::preservation::PreservationPolicy;
 use super::root::{
-    SeriesStep, final_name, is_temporary, orbax_temporaries, recover, root_metadata, scan, write_root_metadata,
+    SeriesStep, final_name, is_temporary, orbax_temporaries, recover, refuse_checkpoint, root_metadata, scan,
+    write_root_metadata,
 };
 use super::shared::Shared;
 use super::worker::{Task, Worker};
@@ -86,13 +87,14 @@ impl Checkpointer {
     /// and removes what crashes left behind, in the background.
     ///
     /// # Errors
-    /// Another writer (kind `Busy`), options that cannot be meant, steps of other names only, a root that cannot be read or made.
+    /// Another writer (kind `Busy`), options that cannot be meant, a checkpoint, steps of other names only, a root that cannot be read or made.
     pub fn open(root: impl AsRef<Path>, options: CheckpointerOptions) -> Result<Self> {
         options.names.check()?;
         options.save_policy.check()?;
         options.preservation.check()?;
         let root = std::path::absolute(root.as_ref())
             .map_err(|error| Error::invalid("the root is no path").caused_by(error))?;
+        refuse_checkpoint(&root)?;
         let writes = !options.read_only;
         let shared = Arc::new(Shared::new(root, options));
         let (mut lock, mut left) = (None, Vec::new());

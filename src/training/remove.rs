@@ -15,11 +15,12 @@ use super::history::StepInfo;
 use super::lock::WriterLock;
 use super::names::{StepNames, prefix};
 use super::preservation::{PreservationPolicy, removable};
-use super::root::{SeriesStep, final_name, recover, scan, steps};
+use super::root::{SeriesStep, final_name, recover, refuse_checkpoint, scan, steps};
 use super::shared::{Checked, Shared};
 use crate::error::{Error, ErrorKind, Result};
 use crate::io::LocalStore;
 use crate::io::store::{Store, deleted_name, remove_tree};
+use crate::layout::StepState;
 use crate::tree::EngineOptions;
 
 /// Takes a directory out of the series: one rename, durable if `sync`. Gives where it is now.
@@ -55,7 +56,9 @@ impl Shared {
         for step in listed().iter().filter(|step| !step.is_same()) {
             self.look_at(&step.name)?;
         }
-        let listed: Vec<SeriesStep> = listed();
+        let mut listed = listed();
+        // Of a step and a link to it, one must not be kept in place of the other.
+        listed.retain(|step| !step.is_link());
         let mut whole = Vec::new();
         for step in listed {
             // A step that is damaged must not count for one that is whole.
@@ -196,6 +199,7 @@ pub struct PruneReport {
 pub fn prune(root: impl AsRef<Path>, pruning: &Pruning) -> Result<PruneReport> {
     let (root, store) = (root.as_ref(), &*pruning.store);
     pruning.policy.check()?;
+    refuse_checkpoint(root)?;
     let names = series_names(root, &scan(root, &|_| true)?, pruning.prefix.as_deref())?;
     let mut report = PruneReport::default();
     let _lock = if pruning.dry_run { None } else { Some(WriterLock::take(root)?) };
@@ -208,6 +212,9 @@ pub fn prune(root: impl AsRef<Path>, pruning: &Pruning) -> Result<PruneReport> {
     }
     let mut found = steps(root, false, &pruning.engine)?;
     found.retain(|step| names.step(final_name(&step.name)).is_some());
+    for step in found.iter_mut().filter(|step| step.is_link()) {
+        step.state = StepState::Incomplete("it is a symbolic link".to_owned());
+    }
     let (whole, skipped): (Vec<_>, Vec<_>) = found.into_iter().partition(SeriesStep::is_whole);
     report.skipped = skipped;
     let kept = decide(&pruning.policy, &whole)?;

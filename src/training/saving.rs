@@ -131,9 +131,9 @@ impl Checkpointer {
             }
         }
         drop(state);
-        let name = self.claim(step, options)?;
+        let (name, replaces) = self.claim(step, options)?;
         let earlier = shared.failure();
-        match self.start(worker, (step, name), items, options) {
+        match self.start(worker, (step, name, replaces), items, options) {
             Ok(save) => Ok(Submitted { save: Some(save), earlier }),
             Err(error) => {
                 shared.lock().in_flight = None;
@@ -147,9 +147,9 @@ impl Checkpointer {
         }
     }
 
-    /// Says that a step is going to be saved, and gives the name of its directory. From then on nobody removes or begins to read
+    /// Says that a step is going to be saved, and gives the name of its directory and whether that is replaced. From then on nobody removes or begins to read
     /// what has that name: removals take the same turn, from their last look at what they remove to its rename.
-    fn claim(&self, step: u64, options: &StepOptions) -> Result<String> {
+    fn claim(&self, step: u64, options: &StepOptions) -> Result<(String, bool)> {
         let shared = &self.shared;
         let _turn = shared.disk_turn();
         let mut state = shared.lock();
@@ -164,13 +164,13 @@ impl Checkpointer {
         }
         let info = starting(step, options.metrics.as_ref());
         state.in_flight = Some(InFlight { info, name: name.clone(), replaces, job: None });
-        Ok(name)
+        Ok((name, replaces))
     }
 
     fn start(
         &self,
         worker: &Worker,
-        (step, name): (u64, String),
+        (step, name, replaces): (u64, String, bool),
         items: &[(String, TreeItem)],
         options: &StepOptions,
     ) -> Result<StepSave> {
@@ -178,7 +178,8 @@ impl Checkpointer {
         let save = SaveOptions {
             custom_metadata: options.custom_metadata.clone().or_else(|| shared.options.save.custom_metadata.clone()),
             metrics: options.metrics.clone(),
-            overwrite: options.overwrite,
+            // What has the name and is no step is nobody's to replace.
+            overwrite: replaces,
             ..shared.options.save.clone()
         };
         let job = shared.save_engine()?.save_items(shared.root.join(&name), items, &save)?;
@@ -219,8 +220,8 @@ impl Checkpointer {
     /// Asks the save that is going on to stop; what it wrote is removed. Returns whether there was one.
     pub fn cancel(&self) -> bool {
         let state = self.shared.lock();
-        let jobs = state.in_flight.iter().filter_map(|save| save.job.as_ref());
-        jobs.inspect(|job| job.cancel()).count() > 0
+        let job = state.in_flight.as_ref().and_then(|save| save.job.as_ref());
+        job.inspect(|job| job.cancel()).is_some()
     }
 
     /// Blocks until nothing is going on in the background: saves, removals, tidying up.

@@ -32,7 +32,7 @@ pub enum Need {
     /// The size of a file. Answered by [`Answer::Size`] or [`Answer::Missing`].
     Size { path: RelPath },
     /// The same as the need in it, but a failure that only concerns its path is answered by [`Answer::Refused`].
-    OrRefused(Box<Need>),
+    OrRefused(Box<Self>),
 }
 
 impl Need {

@@ -44,7 +44,8 @@ impl Checkpointer {
     }
 
     /// Saves a tree as the item `state` of a step, and blocks until the step is in place. `None` if it was skipped, by the save
-    /// policy or because a later step exists; [`why_not`](Self::why_not) has the reason. Steps that are no longer preserved are
+    /// policy or because a later step exists; [`why_not`](Self::why_not) has the reason. A step of that number that is not whole
+    /// is replaced once the new one is. Steps that are no longer preserved are
     /// removed after that, in the background.
     ///
     /// # Errors
@@ -108,7 +109,7 @@ impl Checkpointer {
         let _turn = self.turn.lock().unwrap_or_else(PoisonError::into_inner);
         let existing = self.existing(&shared.lock(), step, options.overwrite)?;
         // What is to be overwritten is there because a policy once saved it.
-        let asked = options.force || existing.is_some();
+        let asked = options.force || (options.overwrite && existing.is_some());
         if let Some(why) = self.why_not(step).filter(|_| !asked) {
             tracing::debug!(step, %why, "a step is not saved");
             return Ok(Submitted { save: None, earlier: None });
@@ -192,7 +193,7 @@ impl Checkpointer {
         Ok(handle)
     }
 
-    /// The name of the directory that a step has already, which is an error unless it may be overwritten.
+    /// The name of the directory that a step has already, which is an error unless it may be overwritten or is not whole.
     fn existing(&self, state: &State, step: u64, overwrite: bool) -> Result<Option<String>> {
         let exists = |what: &str| Error::new(ErrorKind::Exists, what).at("step", step);
         if state.in_flight.as_ref().is_some_and(|save| save.info.step == step) && !overwrite {
@@ -202,13 +203,11 @@ impl Checkpointer {
         match (have, overwrite) {
             (None, _) => Ok(None),
             (Some(have), true) => Ok(Some(have.name.clone())),
-            (Some(have), false) => {
-                let error = exists("the step exists").at("root", self.shared.root.display());
-                Err(match have.reason() {
-                    Some(reason) => error.found(format_args!("one that is not whole: {reason}")).hint("overwrite it"),
-                    None => error.hint("overwrite it, or resume after the latest step"),
-                })
-            }
+            // The series goes on past what is damaged.
+            (Some(have), false) if !have.is_whole() => Ok(Some(have.name.clone())),
+            (Some(_), false) => Err(exists("the step exists")
+                .at("root", self.shared.root.display())
+                .hint("overwrite it, or resume after the latest step")),
         }
     }
 

@@ -659,6 +659,17 @@ fn checkpoints_and_roots_of_roots_are_no_series() {
 }
 
 #[test]
+fn all_items_of_a_step_are_loaded_whatever_they_are() {
+    let root = tempfile::tempdir().unwrap();
+    let steps = Checkpointer::open(root.path(), options()).unwrap();
+    let several = ["a", "b"].map(|name| (name.to_owned(), TreeItem::from(tree(1))));
+    steps.save_items(1, &several, &StepOptions::default()).unwrap();
+    steps.save_items(2, &[("config".to_owned(), json!({"lr": 1}).into())], &StepOptions::default()).unwrap();
+    assert!(steps.load_items(1).unwrap().keys().eq(["a", "b"]));
+    assert_eq!(steps.load_items(StepChoice::Latest).unwrap()["config"].json(), Some(&json!({"lr": 1})));
+}
+
+#[test]
 fn keeping_more_than_there_can_be_keeps_all() {
     let root = tempfile::tempdir().unwrap();
     let steps = Checkpointer::open(root.path(), keeping(PreservationPolicy::latest(usize::MAX))).unwrap();

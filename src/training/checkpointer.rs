@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex};
 
 use serde_json::Value;
 
-use super::choose::{OpenStep, best, latest, with_step};
+use super::choose::{OpenStep, best, latest, with_reading, with_step};
 use super::handle::StepLoad;
 use super::history::Metric;
 use super::lock::WriterLock;
@@ -289,7 +289,7 @@ impl Checkpointer {
     /// # Errors
     /// As [`load`](Self::load).
     pub fn load_items(&self, step: impl Into<StepChoice>) -> Result<BTreeMap<String, LoadedItem>> {
-        with_step(&self.shared, &step.into(), None, |open| load_items(&open.step.path))
+        with_reading(&self.shared, &step.into(), |step, _reading| load_items(&step.path))
     }
 
     /// What a step says about itself, without its data.

@@ -1050,7 +1050,8 @@ fn one_process_writes_and_when_it_is_killed_another_goes_on() {
     let steps = Checkpointer::open(root.path(), keeping(PreservationPolicy::latest(3))).unwrap();
     steps.wait().unwrap();
     let (found, left) = (whole(&steps), names(root.path()));
-    assert!(latest.is_some() && found.len() <= 4);
+    // Three, one whose retention was interrupted, and one that was committed meanwhile.
+    assert!(latest.is_some() && found.len() <= 5, "{found:?}");
     let mut wanted: Vec<String> = found.iter().map(u64::to_string).collect();
     wanted.sort();
     assert_eq!(left, wanted, "leftovers are gone");

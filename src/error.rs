@@ -160,6 +160,22 @@ impl Error {
         self.0.kind
     }
 
+    /// Whether it concerns what was looked at alone. Not so what the whole process has too little of: memory, open files.
+    pub(crate) fn is_of_one_path(&self) -> bool {
+        match self.0.kind {
+            ErrorKind::NotFound | ErrorKind::Corrupt | ErrorKind::Unsupported => true,
+            ErrorKind::Io => {
+                self.0.source.as_ref().and_then(|source| source.downcast_ref::<std::io::Error>()).is_some_and(
+                    |source| {
+                        let errno = rustix::io::Errno::from_io_error(source);
+                        errno.is_some_and(|errno| !matches!(errno, rustix::io::Errno::MFILE | rustix::io::Errno::NFILE))
+                    },
+                )
+            }
+            _ => false,
+        }
+    }
+
     /// What failed, without the place.
     pub fn what(&self) -> &str {
         &self.0.what

@@ -31,6 +31,16 @@ pub enum Need {
     List { path: RelPath },
     /// The size of a file. Answered by [`Answer::Size`] or [`Answer::Missing`].
     Size { path: RelPath },
+    /// The same as the need in it, but a failure that only concerns its path is answered by [`Answer::Refused`].
+    OrRefused(Box<Self>),
+}
+
+impl Need {
+    /// This need, whose failure is an answer.
+    #[must_use]
+    pub fn or_refused(self) -> Self {
+        Self::OrRefused(Box::new(self))
+    }
 }
 
 /// The answer to one [`Need`].
@@ -47,6 +57,8 @@ pub enum Answer {
     Listing(Vec<DirEntry>),
     /// The size of the file in bytes.
     Size(u64),
+    /// Why there is no answer.
+    Refused(String),
 }
 
 /// One entry of a directory.

@@ -90,10 +90,10 @@ pub(super) fn row(step: &SeriesStep, size: u64) -> Json {
     row
 }
 
-/// Bytes of a step; nothing of one that is removed meanwhile.
+/// Bytes of a step; nothing of one that is removed meanwhile, or of which not even that can be told.
 pub(super) fn size(step: &SeriesStep) -> Result<u64> {
     match step.size_bytes() {
-        Err(_) if !step.path.exists() => Ok(0),
+        Err(_) if !step.path.exists() || !step.is_whole() => Ok(0),
         size => size,
     }
 }

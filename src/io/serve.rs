@@ -73,6 +73,10 @@ impl<'a> Open<'a> {
 
     fn answer(&mut self, need: &Need) -> Result<Answer> {
         match need {
+            Need::OrRefused(need) => match self.answer(need) {
+                Err(error) if error.is_of_one_path() => Ok(Answer::Refused(error.to_string())),
+                answer => answer,
+            },
             Need::File { path, max } => {
                 let Some(file) = self.file(path)? else { return Ok(Answer::Missing) };
                 if file.size() > *max {

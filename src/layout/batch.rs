@@ -13,15 +13,29 @@ pub(super) async fn files(ask: &Asker, paths: impl IntoIterator<Item = RelPath>)
     ask.ask(needs).await?.into_iter().map(bytes).collect()
 }
 
-/// Asks for the entries of directories; `None` for one that does not exist.
-pub(super) async fn lists(ask: &Asker, paths: impl IntoIterator<Item = RelPath>) -> Result<Vec<Option<Vec<DirEntry>>>> {
-    let needs = paths.into_iter().map(|path| Need::List { path }).collect();
+/// The entries of a directory, `None` if it does not exist, or why they cannot be had.
+pub(super) type Entries = Result<Option<Vec<DirEntry>>, String>;
+
+/// Asks for the entries of directories.
+pub(super) async fn lists(ask: &Asker, paths: impl IntoIterator<Item = RelPath>) -> Result<Vec<Entries>> {
+    let needs = paths.into_iter().map(|path| Need::List { path }.or_refused()).collect();
     let listing = |answer| match answer {
-        Answer::Listing(entries) => Ok(Some(entries)),
-        Answer::Missing => Ok(None),
+        Answer::Listing(entries) => Ok(Ok(Some(entries))),
+        Answer::Missing => Ok(Ok(None)),
+        Answer::Refused(reason) => Ok(Err(reason)),
         other => Err(unfit(Some(&other))),
     };
     ask.ask(needs).await?.into_iter().map(listing).collect()
+}
+
+/// Asks for whole files of metadata, each of which may be missing, or be refused for a reason.
+pub(super) async fn files_or_reasons(ask: &Asker, needs: Vec<Need>) -> Result<Vec<Result<Option<Bytes>, String>>> {
+    let answers = ask.ask(needs.into_iter().map(Need::or_refused).collect()).await?;
+    let file = |answer| match answer {
+        Answer::Refused(reason) => Ok(Err(reason)),
+        answer => bytes(answer).map(Ok),
+    };
+    answers.into_iter().map(file).collect()
 }
 
 /// Asks for the sizes of files, all of which must exist.

@@ -254,7 +254,7 @@ impl ItemKind {
 }
 
 /// Orbax's own names for the item with the model's state: v1, v1 before 0.12, v0's manager; and the common one for weights.
-const USUAL_ITEMS: [&str; 4] = ["state", "pytree", "default", "params"];
+pub(crate) const USUAL_ITEMS: [&str; 4] = ["state", "pytree", "default", "params"];
 
 #[cfg(test)]
 mod tests;

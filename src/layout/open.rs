@@ -33,6 +33,7 @@ pub async fn describe(ask: &Asker, options: &Options) -> Result<Description> {
     }
     let mut survey = Survey::new(ask);
     survey.list(vec![root.clone()]).await?;
+    survey.insist(&root).await?;
     let Some(entries) = survey.entries(&root) else {
         return Err(Error::not_found("no such directory").at("directory", options.name.as_deref().unwrap_or(".")));
     };
@@ -51,6 +52,8 @@ pub async fn describe(ask: &Asker, options: &Options) -> Result<Description> {
     {
         return of_steps(ask, &mut survey, found, options).await;
     }
+    // One bad step spoils itself alone; one bad item spoils its checkpoint.
+    survey.insist(&root).await?;
     let layout = match &holds {
         Holds::Nothing => return Err(no_checkpoint(&entries)),
         Holds::Item(_) => LayoutKind::V0Direct,
@@ -124,6 +127,7 @@ async fn of_steps(
         // A forced step with a temporary name was not looked into.
         holds = survey.classify(std::slice::from_ref(&step.dir)).await?.pop().unwrap_or(Holds::Nothing);
     }
+    survey.insist(&step.dir).await?;
     let own = Own::read(ask, survey, &step.dir, options.force).await?;
     let items = own.items(&step.dir, &holds);
     if items.is_empty() {

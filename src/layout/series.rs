@@ -2,7 +2,7 @@
 //!
 //! [`describe`](super::describe) asks which one step is meant; here every step counts, and a root may have none yet.
 
-use super::batch::{bytes, corrupt, files, has_dir};
+use super::batch::{corrupt, files, files_or_reasons, has_dir};
 use super::orbax::{checkpoint, json, step};
 use super::steps::{self, Found};
 use super::survey::{Holds, Survey};
@@ -49,12 +49,14 @@ pub async fn list(ask: &Asker, wanted: &(dyn Fn(&str) -> bool + Sync)) -> Result
     let root = RelPath::root();
     let mut survey = Survey::new(ask);
     survey.list(vec![root.clone()]).await?;
+    survey.insist(&root).await?;
     if survey.entries(&root).is_none() {
         return Ok(None);
     }
     let named = survey.children(&root).into_iter().filter(|(name, _)| wanted(name));
     let named = named.filter_map(|(name, dir)| Some((step::parse(&name)?, name, dir))).collect();
     let mut found = steps::classified(&mut survey, named).await?;
+    found.retain(|found| !steps::holds_steps(&survey, found));
     steps::judge(ask, &survey, &mut found).await?;
     found.extend(steps::unfinished(&survey, &root).into_iter().filter(|found| wanted(&found.step.name)));
     found.sort_by(|a, b| (a.step.number, &a.step.name).cmp(&(b.step.number, &b.step.name)));
@@ -73,10 +75,11 @@ pub async fn list(ask: &Asker, wanted: &(dyn Fn(&str) -> bool + Sync)) -> Result
     Ok(Some(found.into_iter().map(listed).collect()))
 }
 
-/// What these steps say about themselves, in their order. Unfinished ones are not asked.
+/// What these steps say about themselves, in their order. Unfinished ones are not asked. A file that cannot be read, or makes no
+/// sense, is no error here but damage.
 ///
 /// # Errors
-/// A file that cannot be read; bytes that make no sense are no error here but damage.
+/// An environment that fails.
 pub async fn notes(ask: &Asker, steps: &[Listed]) -> Result<Vec<Notes>> {
     let mut needs = Vec::new();
     for listed in steps.iter().filter(|listed| asked(listed)) {
@@ -85,13 +88,16 @@ pub async fn notes(ask: &Asker, steps: &[Listed]) -> Result<Vec<Notes>> {
         let path = steps::metrics_file(&listed.step.dir)?;
         needs.push(Need::File { path, max: METRICS_BYTES_MAX });
     }
-    let mut answers = ask.ask(needs).await?.into_iter();
+    let mut answers = files_or_reasons(ask, needs).await?.into_iter();
     let mut all = Vec::new();
     for listed in steps {
         let mut notes = Notes::default();
         if asked(listed) {
             let (metadata, metrics) = (answers.next(), answers.next());
-            if let Some(file) = metadata.map(bytes).transpose()?.flatten() {
+            let (metadata, metrics) = (metadata.unwrap_or(Ok(None)), metrics.unwrap_or(Ok(None)));
+            notes.damage = metadata.as_ref().err().cloned();
+            notes.metrics_damage = metrics.as_ref().err().cloned();
+            if let Ok(Some(file)) = metadata {
                 match checkpoint::parse(&file) {
                     Ok(metadata) => {
                         (notes.init_ns, notes.commit_ns) = (metadata.init_ns, metadata.commit_ns);
@@ -100,7 +106,7 @@ pub async fn notes(ask: &Asker, steps: &[Listed]) -> Result<Vec<Notes>> {
                     Err(error) => notes.damage = Some(format!("{} is not valid: {error}", checkpoint::METADATA_FILE)),
                 }
             }
-            if let Some(file) = metrics.map(bytes).transpose()?.flatten() {
+            if let Ok(Some(file)) = metrics {
                 match json::parse(&file) {
                     Ok(metrics) => notes.metrics = Some(metrics),
                     Err(error) => notes.metrics_damage = Some(format!("the metrics are not valid: {error}")),

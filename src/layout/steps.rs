@@ -2,14 +2,14 @@
 
 use bytes::Bytes;
 
-use super::batch::{bytes, files, has_dir, has_file};
+use super::batch::{files_or_reasons, has_dir, has_file};
 use super::orbax::metadata::{self, param_name};
-use super::orbax::tree::METADATA_FILE;
+use super::orbax::tree::{ARRAY_METADATA_DIR, METADATA_FILE, MSGPACK_FILE, SHARDING_FILE, STRINGS_FILE};
 use super::orbax::{checkpoint, json, step};
-use super::survey::{Holds, MANIFEST_FILE, PROCESS_DIR, Survey};
+use super::survey::{Holds, MANIFEST_FILE, PROCESS_DIR, Survey, has_marker};
 use super::{Item, ItemKind, Step, StepChoice, StepState};
 use crate::error::{Error, Result};
-use crate::limits::{ERROR_LINES_MAX, METRICS_BYTES_MAX};
+use crate::limits::{ERROR_LINES_MAX, METADATA_FILE_BYTES_MAX, METRICS_BYTES_MAX};
 use crate::need::{Answer, Asker, EntryKind, Need, unfit};
 use crate::relpath::RelPath;
 
@@ -33,6 +33,7 @@ pub(super) async fn find(ask: &Asker, survey: &mut Survey<'_>, root: &RelPath) -
         }
     }
     let mut steps = classified(survey, named).await?;
+    steps.retain(|found| !holds_steps(survey, found));
     let is_root = steps.iter().any(|found| found.holds != Holds::Nothing);
     let unfinished = unfinished(survey, root);
     if !is_root && unfinished.is_empty() {
@@ -53,6 +54,19 @@ pub(super) async fn classified(survey: &mut Survey<'_>, named: Vec<(u64, String,
     Ok(named.into_iter().zip(holds).map(found).collect())
 }
 
+/// Whether what is named like a step is a root of steps itself, as experiments beside each other are.
+pub(super) fn holds_steps(survey: &Survey<'_>, found: &Found) -> bool {
+    let Holds::Composite(composite) = &found.holds else { return false };
+    let is_marked = survey.entries(&found.step.dir).is_some_and(has_marker);
+    let is_of_step = |item: &Item| {
+        let first = item.name.split('/').next().unwrap_or_default();
+        let is_number = first.bytes().all(|byte| byte.is_ascii_digit());
+        step::parse(first).is_some() && (is_number || item.name.contains('/'))
+    };
+    let mut trees = composite.items.iter().filter(|item| item.kind == ItemKind::Tree);
+    !is_marked && trees.any(is_of_step)
+}
+
 /// The steps whose directories have the name of a save that was not finished.
 pub(super) fn unfinished(survey: &Survey<'_>, root: &RelPath) -> Vec<Found> {
     let dirs = survey.entries(root).unwrap_or_default().iter().filter(|entry| entry.kind == EntryKind::Dir);
@@ -70,17 +84,25 @@ pub(super) async fn judge(ask: &Asker, survey: &Survey<'_>, steps: &mut [Found])
     // What each tree item must be asked about: (step, item, file).
     let mut checks: Vec<(usize, &'static str, RelPath)> = Vec::new();
     let mut suspects: Vec<(usize, RelPath, RelPath)> = Vec::new();
-    let mut deletions: Vec<(usize, RelPath)> = Vec::new();
+    // The step's own files: its metadata, and the record of what is being deleted.
+    let mut own: Vec<(usize, &'static str, RelPath)> = Vec::new();
     for (index, found) in steps.iter_mut().enumerate() {
-        let trees = match incomplete(&found.holds) {
+        let refusal = survey.refusal(&found.step.dir).map(str::to_owned);
+        let trees = match refusal.or_else(|| incomplete(&found.holds)) {
             Some(reason) => {
                 found.step.state = StepState::Incomplete(reason);
                 continue;
             }
             None => trees(found),
         };
-        if survey.entries(&found.step.dir).is_some_and(|entries| has_file(entries, checkpoint::DELETION_FILE)) {
-            deletions.push((index, found.step.dir.join(checkpoint::DELETION_FILE)?));
+        if let Some(reason) = hollow(survey, found, &trees) {
+            found.step.state = StepState::Incomplete(reason);
+            continue;
+        }
+        for name in [checkpoint::DELETION_FILE, checkpoint::METADATA_FILE] {
+            if survey.entries(&found.step.dir).is_some_and(|entries| has_file(entries, name)) {
+                own.push((index, name, found.step.dir.join(name)?));
+            }
         }
         for dir in trees {
             let entries = survey.entries(&dir).unwrap_or_default();
@@ -95,35 +117,104 @@ pub(super) async fn judge(ask: &Asker, survey: &Survey<'_>, steps: &mut [Found])
             }
         }
     }
-    let mut mark = |index: usize, reason: String| {
+    let mark = |steps: &mut [Found], index: usize, reason: String| {
         if let Some(found) = steps.get_mut(index).filter(|found| found.step.state == StepState::Whole) {
             found.step.state = StepState::Incomplete(reason);
         }
     };
-    let tails = checks.iter().map(|(_, _, path)| Need::Tail { path: path.clone(), len: TAIL_BYTES }).collect();
+    let tails =
+        checks.iter().map(|(_, _, path)| Need::Tail { path: path.clone(), len: TAIL_BYTES }.or_refused()).collect();
     for ((index, name, path), answer) in checks.iter().zip(ask.ask(tails).await?) {
         match answer {
             Answer::Tail { bytes, file_size } if is_cut_short(name, &bytes, file_size) => {
-                mark(*index, format!("{path} is cut short ({file_size} bytes)"));
+                mark(steps, *index, format!("{path} is cut short ({file_size} bytes)"));
             }
             Answer::Tail { .. } => {}
-            Answer::Missing => mark(*index, format!("{path} is missing")),
+            Answer::Refused(reason) => mark(steps, *index, reason),
+            Answer::Missing => mark(steps, *index, format!("{path} is missing")),
             other => return Err(unfit(Some(&other))),
         }
     }
-    let described = files(ask, suspects.iter().map(|(_, path, _)| path.clone())).await?;
+    let file = |path: &RelPath| Need::File { path: path.clone(), max: METADATA_FILE_BYTES_MAX };
+    let described = files_or_reasons(ask, suspects.iter().map(|(_, path, _)| file(path)).collect()).await?;
     for ((index, path, dir), file) in suspects.iter().zip(described) {
-        if let Some(reason) = file.and_then(|file| missing_arrays(survey, dir, path, &file)) {
-            mark(*index, reason);
+        let reason = match file {
+            Ok(file) => file.and_then(|file| missing_arrays(survey, dir, path, &file)),
+            Err(reason) => Some(reason),
+        };
+        if let Some(reason) = reason {
+            mark(steps, *index, reason);
         }
     }
-    let records = files(ask, deletions.iter().map(|(_, path)| path.clone())).await?;
-    for ((index, _), record) in deletions.iter().zip(records) {
-        if record.is_some_and(|record| checkpoint::pending_deletion(&record).is_none()) {
-            mark(*index, "it is being deleted".to_owned());
+    let read = files_or_reasons(ask, own.iter().map(|(_, _, path)| file(path)).collect()).await?;
+    // The item of each step that is being deleted.
+    let mut deleted: Vec<Option<String>> = vec![None; steps.len()];
+    for ((index, name, path), file) in own.iter().zip(read) {
+        let file = match file {
+            Ok(Some(file)) => file,
+            Ok(None) => continue,
+            Err(reason) => {
+                mark(steps, *index, reason);
+                continue;
+            }
+        };
+        if *name == checkpoint::DELETION_FILE {
+            match checkpoint::pending_deletion(&file) {
+                Some(item) => deleted[*index] = Some(item),
+                None => mark(steps, *index, "it is being deleted".to_owned()),
+            }
+            continue;
+        }
+        let reason = match checkpoint::parse(&file) {
+            Ok(metadata) => {
+                let listed = metadata.item_handlers.iter();
+                let listed = listed.filter(|(item, _)| deleted[*index].as_ref() != Some(item));
+                let steps = &steps;
+                let lacking = |(item, handler): (&String, &String)| lacks(survey, steps.get(*index)?, item, handler);
+                listed.into_iter().find_map(lacking)
+            }
+            Err(error) => Some(format!("{path} is not valid: {error}")),
+        };
+        if let Some(reason) = reason {
+            mark(steps, *index, reason);
         }
     }
     Ok(())
+}
+
+/// Why what the listings show of a step cannot be all of it: an item without a file, or a tree that its save described in
+/// `_METADATA`, which is missing. Saves without that file kept the tree in `checkpoint`, or had a directory for each array.
+fn hollow(survey: &Survey<'_>, found: &Found, trees: &[RelPath]) -> Option<String> {
+    if let Holds::Composite(composite) = &found.holds {
+        let is_empty = |item: &&Item| survey.entries(&item.dir).is_some_and(<[_]>::is_empty);
+        if let Some(item) = composite.items.iter().find(is_empty) {
+            return Some(format!("{} is empty", item.dir));
+        }
+    }
+    let lacks = |dir: &&RelPath| {
+        let entries = survey.entries(dir).unwrap_or_default();
+        let is_of_described = |name: &str| {
+            [SHARDING_FILE, STRINGS_FILE, ARRAY_METADATA_DIR, MANIFEST_FILE].contains(&name)
+                || name.starts_with(PROCESS_DIR)
+        };
+        !has_file(entries, METADATA_FILE)
+            && !has_file(entries, MSGPACK_FILE)
+            && entries.iter().any(|entry| is_of_described(&entry.name))
+    };
+    trees.iter().find(lacks).map(|dir| format!("{dir} has no {METADATA_FILE}"))
+}
+
+/// Why an item that a step's metadata lists is not what they say; `None` if it is, as far as its files tell.
+fn lacks(survey: &Survey<'_>, found: &Found, item: &str, handler: &str) -> Option<String> {
+    let Holds::Composite(composite) = &found.holds else { return None };
+    let named = format!("its item `{item}`, which {} lists,", checkpoint::METADATA_FILE);
+    let entries = survey.entries(&found.step.dir)?;
+    if !has_dir(entries, item) {
+        return Some(format!("{named} is missing"));
+    }
+    let kind = composite.items.iter().find(|have| have.name == item)?.kind;
+    let class = handler.rsplit('.').next().unwrap_or_default();
+    (TREE_CLASSES.contains(&class) && kind != ItemKind::Tree).then(|| format!("{named} holds no tree"))
 }
 
 /// Why what a step's directory holds is not a whole step; `None` if the listings say nothing against it.
@@ -224,12 +315,13 @@ pub(super) async fn choose<'a>(ask: &Asker, steps: &'a [Found], choice: &StepCho
 /// The step with the best metric; of equals the latest.
 async fn best<'a>(ask: &Asker, whole: &[&'a Found], metric: &str, smallest: bool) -> Result<&'a Found> {
     let paths = whole.iter().map(|found| metrics_file(&found.step.dir)).collect::<Result<Vec<_>>>()?;
-    let needs = paths.iter().map(|path| Need::File { path: path.clone(), max: METRICS_BYTES_MAX }).collect();
+    let needs = paths.into_iter().map(|path| Need::File { path, max: METRICS_BYTES_MAX }).collect();
     let mut best: Option<(f64, &Found)> = None;
     let mut names: Vec<String> = Vec::new();
-    for ((found, path), answer) in whole.iter().zip(&paths).zip(ask.ask(needs).await?) {
-        let Some(file) = bytes(answer)? else { continue };
-        let metrics = json::parse(&file).map_err(|error| super::batch::corrupt(&error, Some(error.offset), path))?;
+    for (found, answer) in whole.iter().zip(files_or_reasons(ask, needs).await?) {
+        // Metrics that cannot be read are none.
+        let Ok(Some(file)) = answer else { continue };
+        let Ok(metrics) = json::parse(&file) else { continue };
         let Some(value) = metrics.get(metric).and_then(json::number) else {
             names.extend(metrics.as_object().into_iter().flat_map(|metrics| metrics.keys().cloned()));
             continue;
@@ -275,6 +367,8 @@ fn none_whole(steps: &[Found]) -> Error {
 }
 
 const METRICS: &str = checkpoint::METRICS_ITEM;
+/// The last parts of the names of handlers whose items are trees.
+const TREE_CLASSES: [&str; 3] = ["PyTreeHandler", "PyTreeCheckpointHandler", "StandardCheckpointHandler"];
 /// Manifests of real checkpoints take about 150 bytes; a longer one is not judged by its length.
 const TAIL_BYTES: u64 = 4096;
 const MANIFEST_MAGIC: [u8; 4] = [0x0c, 0xdb, 0x3a, 0x2a];

@@ -12,7 +12,7 @@ use super::orbax::{checkpoint, step};
 use super::{Item, ItemKind};
 use crate::error::Result;
 use crate::limits::PROBED_DIRS_MAX;
-use crate::need::{Asker, DirEntry, EntryKind};
+use crate::need::{Asker, DirEntry, EntryKind, Need};
 use crate::relpath::RelPath;
 
 /// What a directory holds.
@@ -38,11 +38,13 @@ pub(super) struct Composite {
 pub(super) struct Survey<'a> {
     ask: &'a Asker,
     seen: HashMap<RelPath, Option<Vec<DirEntry>>>,
+    /// The directories that cannot be listed, and why: links that leave, no permission.
+    refused: Vec<(RelPath, String)>,
 }
 
 impl<'a> Survey<'a> {
     pub(super) fn new(ask: &'a Asker) -> Self {
-        Self { ask, seen: HashMap::new() }
+        Self { ask, seen: HashMap::new(), refused: Vec::new() }
     }
 
     /// Lists those directories that were not listed before, in one batch, up to the limit for all batches together.
@@ -50,8 +52,26 @@ impl<'a> Survey<'a> {
         let mut dirs: Vec<RelPath> = dirs.into_iter().filter(|dir| !self.seen.contains_key(dir)).collect();
         dirs.truncate(PROBED_DIRS_MAX.saturating_sub(self.seen.len()));
         let listings = lists(self.ask, dirs.iter().cloned()).await?;
-        self.seen.extend(dirs.into_iter().zip(listings));
+        for (dir, listing) in dirs.into_iter().zip(listings) {
+            let entries = listing.unwrap_or_else(|reason| {
+                self.refused.push((dir.clone(), reason));
+                None
+            });
+            self.seen.insert(dir, entries);
+        }
         Ok(())
+    }
+
+    /// Why a directory, or one of those that were listed in it, cannot be listed.
+    pub(super) fn refusal(&self, dir: &RelPath) -> Option<&str> {
+        let within = |(refused, _): &&(RelPath, String)| refused.as_path().starts_with(dir.as_path());
+        self.refused.iter().find(within).map(|(_, reason)| reason.as_str())
+    }
+
+    /// Fails as the directories in this one do that cannot be listed.
+    pub(super) async fn insist(&self, dir: &RelPath) -> Result<()> {
+        let within = self.refused.iter().filter(|(refused, _)| refused.as_path().starts_with(dir.as_path()));
+        self.ask.ask(within.map(|(path, _)| Need::List { path: path.clone() }).collect()).await.map(drop)
     }
 
     /// The entries of a directory that was listed; `None` if it does not exist or was not listed.

@@ -54,6 +54,9 @@ impl Dir {
     }
 
     fn answer(&self, need: &Need) -> Answer {
+        if let Need::OrRefused(need) = need {
+            return self.answer(need);
+        }
         let text = |path: &crate::relpath::RelPath| String::from_utf8(path.as_bytes().to_vec()).unwrap();
         let file = |path| self.files.get(&text(path)).cloned();
         let answer = match need {
@@ -70,6 +73,7 @@ impl Dir {
             }),
             Need::Size { path } => file(path).map(|bytes| Answer::Size(bytes.len() as u64)),
             Need::List { path } => self.dirs.contains(&text(path)).then(|| Answer::Listing(self.list(&text(path)))),
+            Need::OrRefused(_) => None,
         };
         answer.unwrap_or(Answer::Missing)
     }

@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex};
 
 use serde_json::Value;
 
-use super::choose::{OpenStep, best, latest, with_step};
+use super::choose::{OpenStep, best, latest, with_reading, with_step};
 use super::handle::StepLoad;
 use super::history::Metric;
 use super::lock::WriterLock;
@@ -14,7 +14,8 @@ use super::names::prefix;
 use super::options::CheckpointerOptions;
 use super::preservation::PreservationPolicy;
 use super::root::{
-    SeriesStep, final_name, is_temporary, orbax_temporaries, recover, root_metadata, scan, write_root_metadata,
+    SeriesStep, final_name, is_temporary, orbax_temporaries, recover, refuse_checkpoint, root_metadata, scan,
+    write_root_metadata,
 };
 use super::shared::Shared;
 use super::worker::{Task, Worker};
@@ -60,7 +61,8 @@ use crate::tree::{Checkpoint, LoadedItem, Metadata, State, Target, load_items};
 /// **One writer.** Opening a root that another writer has is an error of kind [`Busy`](crate::ErrorKind::Busy), in this process
 /// or another. Readers need no lock. Dropping the object waits until everything is saved and removed, and joins its threads.
 ///
-/// What is known of the root is kept: what other processes add or remove is seen after [`reload`](Self::reload).
+/// What is known of the root is kept: what other processes add or remove is seen after [`reload`](Self::reload). That a step
+/// was whole holds as long as none of its files has changed; every step is looked at again before one is removed.
 #[derive(Debug)]
 pub struct Checkpointer {
     // In this order: the thread ends, then the lock.
@@ -85,13 +87,14 @@ impl Checkpointer {
     /// and removes what crashes left behind, in the background.
     ///
     /// # Errors
-    /// Another writer (kind `Busy`), options that cannot be meant, steps of other names only, a root that cannot be read or made.
+    /// Another writer (kind `Busy`), options that cannot be meant, a checkpoint, steps of other names only, a root that cannot be read or made.
     pub fn open(root: impl AsRef<Path>, options: CheckpointerOptions) -> Result<Self> {
         options.names.check()?;
         options.save_policy.check()?;
         options.preservation.check()?;
         let root = std::path::absolute(root.as_ref())
             .map_err(|error| Error::invalid("the root is no path").caused_by(error))?;
+        refuse_checkpoint(&root)?;
         let writes = !options.read_only;
         let shared = Arc::new(Shared::new(root, options));
         let (mut lock, mut left) = (None, Vec::new());
@@ -172,7 +175,7 @@ impl Checkpointer {
     /// As [`latest`](Self::latest).
     pub fn would_remove(&self, policy: &PreservationPolicy) -> Result<Vec<SeriesStep>> {
         policy.check()?;
-        self.shared.removable(policy)
+        Ok(self.shared.judged(policy)?.go)
     }
 
     /// Removes a step, whole or not, whatever the preservation policy says.
@@ -286,7 +289,7 @@ impl Checkpointer {
     /// # Errors
     /// As [`load`](Self::load).
     pub fn load_items(&self, step: impl Into<StepChoice>) -> Result<BTreeMap<String, LoadedItem>> {
-        with_step(&self.shared, &step.into(), None, |open| load_items(&open.step.path))
+        with_reading(&self.shared, &step.into(), |step, _reading| load_items(&step.path))
     }
 
     /// What a step says about itself, without its data.

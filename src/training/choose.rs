@@ -151,10 +151,23 @@ pub(super) fn with_step<T>(
     item: Option<&str>,
     mut work: impl FnMut(OpenStep) -> Result<T>,
 ) -> Result<T> {
+    with_reading(shared, choice, |step, reading| {
+        let options = OpenOptions { item: item.map(str::to_owned), ..OpenOptions::default() };
+        let checkpoint = Checkpoint::open(&step.path, &options)?;
+        work(OpenStep { checkpoint, step, reading })
+    })
+}
+
+/// The same without opening an item: steps may have several, or no tree.
+pub(super) fn with_reading<T>(
+    shared: &Arc<Shared>,
+    choice: &StepChoice,
+    mut work: impl FnMut(SeriesStep, Reading) -> Result<T>,
+) -> Result<T> {
     let mut retries = if matches!(choice, StepChoice::Number(_)) { 0 } else { STEP_GONE_RETRIES_MAX };
     loop {
         let step = choose(shared, choice)?;
-        let result = open(shared, &step, item).and_then(&mut work);
+        let result = begin(shared, &step).and_then(|(step, reading)| work(step, reading));
         match result {
             Err(error) if !step.path.exists() => {
                 shared.reload()?;
@@ -168,11 +181,9 @@ pub(super) fn with_step<T>(
     }
 }
 
-fn open(shared: &Arc<Shared>, step: &SeriesStep, item: Option<&str>) -> Result<OpenStep> {
+fn begin(shared: &Arc<Shared>, step: &SeriesStep) -> Result<(SeriesStep, Reading)> {
     let reading = Reading::begin(shared, &step.name).ok_or_else(|| gone(step.step))?;
     // It may have been replaced until it could be read.
     let step = shared.lock().steps.iter().find(|have| have.name == step.name).unwrap_or(step).clone();
-    let options = OpenOptions { item: item.map(str::to_owned), ..OpenOptions::default() };
-    let checkpoint = Checkpoint::open(&step.path, &options)?;
-    Ok(OpenStep { checkpoint, step, reading })
+    Ok((step, reading))
 }

@@ -14,7 +14,14 @@ use crate::limits::LOCK_FILE_BYTES_MAX;
 /// The right to write to a root, as long as it lives.
 #[derive(Debug)]
 pub(super) struct WriterLock {
-    _file: File,
+    file: File,
+}
+
+impl Drop for WriterLock {
+    fn drop(&mut self) {
+        // Closing it is not enough: a process that is being started by another thread has a copy for a moment.
+        let _ = self.file.unlock();
+    }
 }
 
 impl WriterLock {
@@ -48,7 +55,7 @@ impl WriterLock {
             Err(TryLockError::Error(error)) => return Err(failed(error)),
         }
         file.set_len(0).and_then(|()| writeln!(file, "process {}", std::process::id())).map_err(failed)?;
-        Ok(Self { _file: file })
+        Ok(Self { file })
     }
 }
 
@@ -67,7 +74,10 @@ mod tests {
         let error = WriterLock::take(root.path()).unwrap_err();
         assert_eq!(error.kind(), ErrorKind::Busy);
         assert!(error.to_string().ends_with(&format!("found process {}", std::process::id())), "{error}");
+        // A copy of the file is no lock.
+        let copy = lock.file.try_clone().unwrap();
         drop(lock);
+        drop((WriterLock::take(root.path()).unwrap(), copy));
         WriterLock::take(root.path()).unwrap();
     }
 }

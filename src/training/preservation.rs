@@ -189,7 +189,8 @@ impl fmt::Debug for PreservationPolicy {
 
 /// The last `count` of `len`.
 fn last(len: usize, count: usize) -> Vec<bool> {
-    (0..len).map(|index| index + count >= len).collect()
+    let first = len.saturating_sub(count);
+    (0..len).map(|index| index >= first).collect()
 }
 
 /// Of what is kept the last `max`.
@@ -299,6 +300,37 @@ mod tests {
         }
         assert!(every(true, None).check().is_ok() && PreservationPolicy::every_steps(0).check().is_err());
         assert!(PreservationPolicy::any([]).check().is_err());
+    }
+
+    #[test]
+    fn extreme_numbers_keep_what_they_say() {
+        let all = [0, 1, u64::MAX - 1, u64::MAX];
+        let mut history = steps(&all);
+        history[0].time = SystemTime::UNIX_EPOCH;
+        history[3].time = at(1_u64 << 40);
+        history.iter_mut().for_each(|step| step.metrics = Some(Arc::new(json!({"m": step.step}))));
+        let every = |interval, exact, max| PreservationPolicy::EverySteps { interval, exact, max };
+        let closest = |interval, max| PreservationPolicy::ClosestToEvery { interval, max };
+        for (policy, want) in [
+            (PreservationPolicy::latest(usize::MAX), &all[..]),
+            (PreservationPolicy::latest(usize::MAX - 1), &all),
+            (every(u64::MAX, true, Some(usize::MAX)), &[0, u64::MAX]),
+            (every(u64::MAX, false, None), &[0, u64::MAX]),
+            (every(1, false, Some(usize::MAX)), &all),
+            // All of them are closest to 0 or to the largest, of two the later.
+            (closest(u64::MAX, Some(usize::MAX)), &[0, u64::MAX]),
+            (closest(1, None), &all),
+            (PreservationPolicy::EveryDuration(Duration::MAX), &[0]),
+            (PreservationPolicy::EveryDuration(Duration::ZERO), &all),
+            (PreservationPolicy::LatestDuration(Duration::MAX), &all),
+            (PreservationPolicy::LatestDuration(Duration::ZERO), &[u64::MAX]),
+            (PreservationPolicy::steps([u64::MAX, 7]), &[u64::MAX]),
+            (PreservationPolicy::best(usize::MAX, "m"), &all),
+            (PreservationPolicy::Best { count: usize::MAX, metric: "none".into(), keep_without: false }, &all),
+            (PreservationPolicy::any([PreservationPolicy::latest(0), PreservationPolicy::latest(usize::MAX)]), &all),
+        ] {
+            assert_eq!(kept(&policy, &history), want, "{policy:?}");
+        }
     }
 
     #[test]

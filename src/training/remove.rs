@@ -15,11 +15,12 @@ use super::history::StepInfo;
 use super::lock::WriterLock;
 use super::names::{StepNames, prefix};
 use super::preservation::{PreservationPolicy, removable};
-use super::root::{SeriesStep, final_name, recover, scan, steps};
+use super::root::{SeriesStep, final_name, recover, refuse_checkpoint, scan, steps};
 use super::shared::{Checked, Shared};
 use crate::error::{Error, ErrorKind, Result};
 use crate::io::LocalStore;
 use crate::io::store::{Store, deleted_name, remove_tree};
+use crate::layout::StepState;
 use crate::tree::EngineOptions;
 
 /// Takes a directory out of the series: one rename, durable if `sync`. Gives where it is now.
@@ -48,9 +49,16 @@ fn failed(error: std::io::Error, path: &Path) -> Error {
 }
 
 impl Shared {
-    /// What the policy would remove of the whole steps now, by name.
-    pub(super) fn removable(&self, policy: &PreservationPolicy) -> Result<Vec<SeriesStep>> {
-        let listed: Vec<SeriesStep> = self.lock().steps.iter().filter(|step| step.is_whole()).cloned().collect();
+    /// What the policy would remove of the whole steps now, and those that would stay. Every step is judged anew: what was whole
+    /// once may be damaged, or another one.
+    pub(super) fn judged(&self, policy: &PreservationPolicy) -> Result<Judged> {
+        let listed = || self.lock().steps.iter().filter(|step| step.is_whole()).cloned().collect::<Vec<SeriesStep>>();
+        for step in listed().iter().filter(|step| !step.is_same()) {
+            self.look_at(&step.name)?;
+        }
+        let mut listed = listed();
+        // Of a step and a link to it, one must not be kept in place of the other.
+        listed.retain(|step| !step.is_link());
         let mut whole = Vec::new();
         for step in listed {
             // A step that is damaged must not count for one that is whole.
@@ -60,21 +68,41 @@ impl Shared {
         }
         let kept = decide(policy, &whole)?;
         let state = self.lock();
-        let gone = removable(&kept, |index| state.is_read(&whole[index].name));
-        Ok(gone.into_iter().map(|index| whole[index].clone()).collect())
+        let gone = removable(&kept, |index| state.is_read(&whole[index].name) || state.is_saved(&whole[index].name));
+        let (mut stay, mut go) = (Vec::new(), Vec::new());
+        for (index, step) in whole.into_iter().enumerate() {
+            if gone.contains(&index) { go.push(step) } else { stay.push(step) }
+        }
+        Ok(Judged { stay, go })
     }
 
-    /// Removes what the policy does not preserve, the oldest first. What is being read stays until the next time.
+    /// Removes what the policy does not preserve, the oldest first, as long as a step that stays is whole. What is being read, or
+    /// has become another step since it was judged, stays until the next time.
     pub(super) fn retain(&self) -> Result<()> {
         let policy = &self.options.preservation;
         if policy.keeps_all() {
             return Ok(());
         }
         let mut errors = Vec::new();
-        for step in self.removable(policy)? {
+        let Judged { stay, go } = self.judged(policy)?;
+        for step in go {
+            // As many are removed, it may take long.
+            if !self.has_whole(&stay)? {
+                break;
+            }
             errors.extend(self.remove(&step, false).err());
         }
         Error::merged(errors).map_or(Ok(()), Err)
+    }
+
+    /// Whether one of these is whole still; the latest is most likely to be.
+    fn has_whole(&self, steps: &[SeriesStep]) -> Result<bool> {
+        for step in steps.iter().rev() {
+            if self.check(step)? == Checked::Whole {
+                return Ok(true);
+            }
+        }
+        Ok(false)
     }
 
     /// Removes one step. If somebody reads it through this object, that is an error, or with `!asked` a reason to leave it.
@@ -82,11 +110,17 @@ impl Shared {
         let turn = self.disk_turn();
         {
             let mut state = self.lock();
-            if state.is_read(&step.name) {
-                return match asked {
-                    true => Err(Error::new(ErrorKind::Busy, "the step is being read").at("step", &step.name)),
-                    false => Ok(()),
-                };
+            let busy = match (state.is_read(&step.name), state.is_saved(&step.name)) {
+                (true, _) => Some("the step is being read"),
+                (_, true) => Some("the step is being saved"),
+                _ => None,
+            };
+            match busy {
+                Some(why) if asked => return Err(Error::new(ErrorKind::Busy, why).at("step", &step.name)),
+                Some(_) => return Ok(()),
+                // It is not the one that was judged. Saves take the same turn to claim a name.
+                None if !asked && !step.is_same() => return Ok(()),
+                None => {}
             }
             // From here on nobody can begin to read it through this object.
             state.steps.retain(|have| have.name != step.name);
@@ -105,6 +139,14 @@ impl Shared {
             }
         }
     }
+}
+
+/// What retention would do.
+pub(super) struct Judged {
+    /// Whole steps that stay.
+    pub(super) stay: Vec<SeriesStep>,
+    /// Whole steps that are removed.
+    pub(super) go: Vec<SeriesStep>,
 }
 
 /// What a policy says of these steps; one that panics keeps everything.
@@ -157,6 +199,7 @@ pub struct PruneReport {
 pub fn prune(root: impl AsRef<Path>, pruning: &Pruning) -> Result<PruneReport> {
     let (root, store) = (root.as_ref(), &*pruning.store);
     pruning.policy.check()?;
+    refuse_checkpoint(root)?;
     let names = series_names(root, &scan(root, &|_| true)?, pruning.prefix.as_deref())?;
     let mut report = PruneReport::default();
     let _lock = if pruning.dry_run { None } else { Some(WriterLock::take(root)?) };
@@ -169,6 +212,9 @@ pub fn prune(root: impl AsRef<Path>, pruning: &Pruning) -> Result<PruneReport> {
     }
     let mut found = steps(root, false, &pruning.engine)?;
     found.retain(|step| names.step(final_name(&step.name)).is_some());
+    for step in found.iter_mut().filter(|step| step.is_link()) {
+        step.state = StepState::Incomplete("it is a symbolic link".to_owned());
+    }
     let (whole, skipped): (Vec<_>, Vec<_>) = found.into_iter().partition(SeriesStep::is_whole);
     report.skipped = skipped;
     let kept = decide(&pruning.policy, &whole)?;

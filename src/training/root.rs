@@ -2,6 +2,8 @@
 //!
 //! Everything here only reads, and never trusts a step because its neighbour is fine.
 
+use std::hash::{DefaultHasher, Hash, Hasher};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -13,7 +15,8 @@ use super::names::StepNames;
 use crate::error::{Error, ErrorKind, Result};
 use crate::io::store::{Becomes, LeftoverKind, StagedDir, Store, is_staging, leftovers};
 use crate::io::{Root, serve};
-use crate::layout::orbax::{checkpoint, step};
+use crate::layout::USUAL_ITEMS;
+use crate::layout::orbax::{checkpoint, step, tree};
 use crate::layout::series::{self, Listed, Notes};
 use crate::layout::{Item, StepState};
 use crate::need::{Asker, Machine};
@@ -46,6 +49,25 @@ pub struct SeriesStep {
     pub metrics_damage: Option<String>,
     /// When it was committed, or its directory last changed.
     pub time: SystemTime,
+    /// Which directory it was; `None` if that was gone before it could be asked.
+    pub(super) identity: Option<Identity>,
+}
+
+/// Which directory, of those that have had a name: another one that takes the name differs, and so does one whose own entries
+/// have changed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Identity {
+    device: u64,
+    inode: u64,
+    changed: (i64, i64),
+}
+
+impl Identity {
+    /// Of what has this path now. Links are not followed.
+    pub(super) fn of(path: &Path) -> Option<Self> {
+        let found = std::fs::symlink_metadata(path).ok()?;
+        Some(Self { device: found.dev(), inode: found.ino(), changed: (found.mtime(), found.mtime_nsec()) })
+    }
 }
 
 impl SeriesStep {
@@ -77,14 +99,30 @@ impl SeriesStep {
         })
     }
 
+    /// Whether its path still leads to the directory that was looked at.
+    pub(super) fn is_same(&self) -> bool {
+        self.identity.is_some() && Identity::of(&self.path) == self.identity
+    }
+
+    /// Whether it is a link to a directory: it can be read, but it is no copy of what it leads to.
+    pub(super) fn is_link(&self) -> bool {
+        std::fs::symlink_metadata(&self.path).is_ok_and(|found| found.is_symlink())
+    }
+
+    /// A number that changes whenever a file in it appears, disappears, or gets another size, time or permission. Links are not
+    /// followed. `None` if it cannot be looked through.
+    pub(super) fn fingerprint(&self) -> Option<u64> {
+        let mut hasher = DefaultHasher::new();
+        fingerprint(&self.path, &mut hasher).ok()?;
+        Some(hasher.finish())
+    }
+
     /// Looks into it, beyond what listings tell: metadata, manifests and every reference; with `data` all stored values, too.
     /// The reason if it is damaged.
     pub(super) fn damage(&self, data: bool, engine: &EngineOptions) -> Result<Option<String>> {
         let found = match verify(&self.path, &OpenOptions::default(), data, engine) {
             Ok(found) => found,
-            Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::Corrupt | ErrorKind::Unsupported) => {
-                return Ok(Some(error.to_string()));
-            }
+            Err(error) if error.is_of_one_path() => return Ok(Some(error.to_string())),
             Err(error) => return Err(error.at("step", self.step)),
         };
         Ok(found.problems.into_iter().find(|problem| problem.data_affected).map(|problem| problem.message))
@@ -110,26 +148,11 @@ pub fn steps(root: impl AsRef<Path>, data: bool, engine: &EngineOptions) -> Resu
 pub(super) fn scan(root: &Path, wanted: &(dyn Fn(&str) -> bool + Sync)) -> Result<Vec<SeriesStep>> {
     let dir = open(root)?;
     let listed = ask(&dir, |asker| async move { series::list(&asker, wanted).await })?.unwrap_or_default();
-    let together = ask(&dir, |asker| {
+    let notes = ask(&dir, |asker| {
         let listed = &listed;
         async move { series::notes(&asker, listed).await }
-    });
-    let notes = match together {
-        Ok(notes) => notes,
-        // One step that cannot be asked must not hide the others.
-        Err(_) => listed.iter().map(|one| alone(&dir, one)).collect(),
-    };
+    })?;
     Ok(listed.into_iter().zip(notes).map(|(listed, notes)| record(root, listed, notes)).collect())
-}
-
-/// What one step says, or why it cannot be asked.
-fn alone(dir: &Root, listed: &Listed) -> Notes {
-    let one = std::slice::from_ref(listed);
-    let notes = ask(dir, |asker| async move { series::notes(&asker, one).await });
-    match notes.map(|mut notes| notes.pop()) {
-        Ok(notes) => notes.unwrap_or_default(),
-        Err(error) => Notes { damage: Some(error.to_string()), ..Notes::default() },
-    }
 }
 
 fn record(root: &Path, listed: Listed, notes: Notes) -> SeriesStep {
@@ -143,6 +166,7 @@ fn record(root: &Path, listed: Listed, notes: Notes) -> SeriesStep {
     SeriesStep {
         step: listed.step.number,
         name: listed.step.name,
+        identity: Identity::of(&path),
         time: committed.map_or_else(changed, |since| UNIX_EPOCH + since),
         path,
         state,
@@ -152,6 +176,22 @@ fn record(root: &Path, listed: Listed, notes: Notes) -> SeriesStep {
         custom_metadata: notes.custom_metadata,
         metrics: notes.metrics.map(Arc::new),
         metrics_damage: notes.metrics_damage,
+    }
+}
+
+/// Refuses a directory that is a checkpoint itself: its items may be named like steps.
+pub(super) fn refuse_checkpoint(root: &Path) -> Result<()> {
+    let files = [checkpoint::METADATA_FILE, checkpoint::V1_MARKER, tree::METADATA_FILE, MANIFEST_FILE];
+    let items = USUAL_ITEMS
+        .iter()
+        .flat_map(|item| [tree::METADATA_FILE, tree::MSGPACK_FILE, MANIFEST_FILE].map(|file| format!("{item}/{file}")));
+    let mut marks = files.iter().map(|&file| file.to_owned()).chain(items);
+    match marks.find(|mark| root.join(mark).is_file()) {
+        None => Ok(()),
+        Some(mark) => Err(Error::invalid("the directory is a checkpoint, no root of steps")
+            .at("path", root.display())
+            .found(format_args!("`{mark}`"))
+            .hint("give the directory that holds the steps")),
     }
 }
 
@@ -238,6 +278,9 @@ pub(super) fn recover(store: &dyn Store, root: &Path, names: &StepNames) -> Resu
     Ok(left)
 }
 
+/// The root manifest of a tree's database.
+const MANIFEST_FILE: &str = "manifest.ocdbt";
+
 fn open(root: &Path) -> Result<Root> {
     match std::fs::metadata(root) {
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
@@ -253,6 +296,23 @@ where
     F: Future<Output = Result<T>> + Send + 'a,
 {
     Machine::new(body).drive(|needs| serve(root, &needs))
+}
+
+fn fingerprint(path: &Path, hasher: &mut DefaultHasher) -> std::io::Result<()> {
+    let found = std::fs::symlink_metadata(path)?;
+    (found.dev(), found.ino(), found.mode(), found.len()).hash(hasher);
+    (found.mtime(), found.mtime_nsec(), found.ctime(), found.ctime_nsec()).hash(hasher);
+    if found.is_dir() {
+        let mut names = std::fs::read_dir(path)?
+            .map(|entry| entry.map(|entry| entry.file_name()))
+            .collect::<std::io::Result<Vec<_>>>()?;
+        names.sort();
+        for name in names {
+            name.hash(hasher);
+            fingerprint(&path.join(name), hasher)?;
+        }
+    }
+    Ok(())
 }
 
 fn size_bytes(dir: &Path) -> std::io::Result<u64> {

@@ -8,7 +8,7 @@ use super::handle::{Slot, StepSave};
 use super::options::{StepOptions, WhenBusy};
 use super::root::is_temporary;
 use super::save_policy::SaveContext;
-use super::shared::{InFlight, starting};
+use super::shared::{InFlight, State, starting};
 use super::worker::{Finish, Task, Worker};
 use crate::error::{Error, ErrorKind, Result};
 use crate::tree::save::{SaveOptions, SaveReport, Tree, TreeItem};
@@ -44,7 +44,8 @@ impl Checkpointer {
     }
 
     /// Saves a tree as the item `state` of a step, and blocks until the step is in place. `None` if it was skipped, by the save
-    /// policy or because a later step exists; [`why_not`](Self::why_not) has the reason. Steps that are no longer preserved are
+    /// policy or because a later step exists; [`why_not`](Self::why_not) has the reason. A step of that number that is not whole
+    /// is replaced once the new one is. Steps that are no longer preserved are
     /// removed after that, in the background.
     ///
     /// # Errors
@@ -106,9 +107,9 @@ impl Checkpointer {
         let worker = self.writer()?;
         let shared = &self.shared;
         let _turn = self.turn.lock().unwrap_or_else(PoisonError::into_inner);
-        let existing = self.existing(step, options.overwrite)?;
+        let existing = self.existing(&shared.lock(), step, options.overwrite)?;
         // What is to be overwritten is there because a policy once saved it.
-        let asked = options.force || existing.is_some();
+        let asked = options.force || (options.overwrite && existing.is_some());
         if let Some(why) = self.why_not(step).filter(|_| !asked) {
             tracing::debug!(step, %why, "a step is not saved");
             return Ok(Submitted { save: None, earlier: None });
@@ -130,17 +131,14 @@ impl Checkpointer {
                 _ => state = shared.wait(state),
             }
         }
-        let name = existing.clone().unwrap_or_else(|| shared.options.names.name(step));
-        if state.is_read(&name) {
-            return Err(
-                Error::new(ErrorKind::Busy, "the step that is to be overwritten is being read").at("step", step)
-            );
-        }
         drop(state);
+        let (name, replaces) = self.claim(step, options)?;
         let earlier = shared.failure();
-        match self.start(worker, (step, name, existing), items, options) {
+        match self.start(worker, (step, name, replaces), items, options) {
             Ok(save) => Ok(Submitted { save: Some(save), earlier }),
             Err(error) => {
+                shared.lock().in_flight = None;
+                shared.notify();
                 let error = error.at("step", step);
                 Err(match earlier {
                     Some(earlier) => merged(earlier, error),
@@ -150,10 +148,30 @@ impl Checkpointer {
         }
     }
 
+    /// Says that a step is going to be saved, and gives the name of its directory and whether that is replaced. From then on nobody removes or begins to read
+    /// what has that name: removals take the same turn, from their last look at what they remove to its rename.
+    fn claim(&self, step: u64, options: &StepOptions) -> Result<(String, bool)> {
+        let shared = &self.shared;
+        let _turn = shared.disk_turn();
+        let mut state = shared.lock();
+        // It may have been removed, or saved, meanwhile.
+        let existing = self.existing(&state, step, options.overwrite)?;
+        let replaces = existing.is_some();
+        let name = existing.unwrap_or_else(|| shared.options.names.name(step));
+        if state.is_read(&name) {
+            return Err(
+                Error::new(ErrorKind::Busy, "the step that is to be overwritten is being read").at("step", step)
+            );
+        }
+        let info = starting(step, options.metrics.as_ref());
+        state.in_flight = Some(InFlight { info, name: name.clone(), replaces, job: None });
+        Ok((name, replaces))
+    }
+
     fn start(
         &self,
         worker: &Worker,
-        (step, name, replaces): (u64, String, Option<String>),
+        (step, name, replaces): (u64, String, bool),
         items: &[(String, TreeItem)],
         options: &StepOptions,
     ) -> Result<StepSave> {
@@ -161,23 +179,22 @@ impl Checkpointer {
         let save = SaveOptions {
             custom_metadata: options.custom_metadata.clone().or_else(|| shared.options.save.custom_metadata.clone()),
             metrics: options.metrics.clone(),
-            overwrite: options.overwrite,
+            // What has the name and is no step is nobody's to replace.
+            overwrite: replaces,
             ..shared.options.save.clone()
         };
         let job = shared.save_engine()?.save_items(shared.root.join(&name), items, &save)?;
         let slot = Arc::new(Slot::default());
-        let info = starting(step, options.metrics.as_ref());
-        shared.lock().in_flight = Some(InFlight { info, job: job.share(), replaces });
+        if let Some(save) = &mut shared.lock().in_flight {
+            save.job = Some(job.share());
+        }
         let handle = StepSave { step, job: job.share(), slot: Arc::clone(&slot) };
-        worker.send(shared, Task::Finish(Finish { step, name, job, slot })).inspect_err(|_| {
-            shared.lock().in_flight = None;
-        })?;
+        worker.send(shared, Task::Finish(Finish { step, name, job, slot }))?;
         Ok(handle)
     }
 
-    /// The name of the directory that a step has already, which is an error unless it may be overwritten.
-    fn existing(&self, step: u64, overwrite: bool) -> Result<Option<String>> {
-        let state = self.shared.lock();
+    /// The name of the directory that a step has already, which is an error unless it may be overwritten or is not whole.
+    fn existing(&self, state: &State, step: u64, overwrite: bool) -> Result<Option<String>> {
         let exists = |what: &str| Error::new(ErrorKind::Exists, what).at("step", step);
         if state.in_flight.as_ref().is_some_and(|save| save.info.step == step) && !overwrite {
             return Err(exists("the step is being saved already"));
@@ -186,13 +203,11 @@ impl Checkpointer {
         match (have, overwrite) {
             (None, _) => Ok(None),
             (Some(have), true) => Ok(Some(have.name.clone())),
-            (Some(have), false) => {
-                let error = exists("the step exists").at("root", self.shared.root.display());
-                Err(match have.reason() {
-                    Some(reason) => error.found(format_args!("one that is not whole: {reason}")).hint("overwrite it"),
-                    None => error.hint("overwrite it, or resume after the latest step"),
-                })
-            }
+            // The series goes on past what is damaged.
+            (Some(have), false) if !have.is_whole() => Ok(Some(have.name.clone())),
+            (Some(_), false) => Err(exists("the step exists")
+                .at("root", self.shared.root.display())
+                .hint("overwrite it, or resume after the latest step")),
         }
     }
 
@@ -204,8 +219,8 @@ impl Checkpointer {
     /// Asks the save that is going on to stop; what it wrote is removed. Returns whether there was one.
     pub fn cancel(&self) -> bool {
         let state = self.shared.lock();
-        state.in_flight.iter().for_each(|save| save.job.cancel());
-        state.in_flight.is_some()
+        let job = state.in_flight.as_ref().and_then(|save| save.job.as_ref());
+        job.inspect(|job| job.cancel()).is_some()
     }
 
     /// Blocks until nothing is going on in the background: saves, removals, tidying up.

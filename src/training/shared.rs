@@ -33,8 +33,9 @@ pub(super) struct Shared {
 pub(super) struct State {
     /// By number and name; incomplete ones included.
     pub(super) steps: Vec<SeriesStep>,
-    /// The names of those that were looked into, beyond listings.
-    pub(super) checked: HashSet<String>,
+    /// The names of those that were looked into, beyond listings, and found whole, with their fingerprints before that. It
+    /// holds as long as those are the same.
+    pub(super) checked: HashMap<String, u64>,
     /// Those that are being read through this object, by name, and how often.
     reading: HashMap<String, usize>,
     pub(super) in_flight: Option<InFlight>,
@@ -47,9 +48,12 @@ pub(super) struct State {
 #[derive(Debug)]
 pub(super) struct InFlight {
     pub(super) info: StepInfo,
-    pub(super) job: SaveJob,
-    /// The name of the step that it replaces.
-    pub(super) replaces: Option<String>,
+    /// The name of its directory, which nobody removes meanwhile.
+    pub(super) name: String,
+    /// Whether a step has that name already, which is being replaced.
+    pub(super) replaces: bool,
+    /// `None` until it has been started.
+    pub(super) job: Option<SaveJob>,
 }
 
 /// What a look into a step finds.
@@ -113,19 +117,10 @@ impl Shared {
         let _turn = self.disk_turn();
         let found = scan(&self.root, &|name| self.is_ours(name))?;
         let mut state = self.lock();
-        let State { steps, checked, .. } = &mut *state;
-        let mut old: HashMap<String, SeriesStep> = steps.drain(..).map(|step| (step.name.clone(), step)).collect();
-        // What is known of a step holds as long as it is the same one.
-        let mut still = HashSet::new();
-        for mut step in found {
-            let same = old.remove(&step.name).filter(|old| old.commit_ns == step.commit_ns && old.time == step.time);
-            if let Some(old) = same.filter(|old| checked.contains(&old.name) && step.is_whole()) {
-                step.state = old.state;
-                still.insert(step.name.clone());
-            }
-            steps.push(step);
-        }
-        *checked = still;
+        // Those that were found damaged are looked into again; of the others the fingerprints tell.
+        let whole: HashSet<&str> = found.iter().filter(|step| step.is_whole()).map(|step| step.name.as_str()).collect();
+        state.checked.retain(|name, _| whole.contains(name.as_str()));
+        state.steps = found;
         Ok(())
     }
 
@@ -141,18 +136,22 @@ impl Shared {
         Ok(())
     }
 
-    /// Looks into a step, beyond listings, unless that was done before. If it is not whole, the reason is kept and logged.
+    /// Looks into a step, beyond listings, unless that was done before and nothing of it has changed since. If it is not whole,
+    /// the reason is kept and logged.
     pub(super) fn check(&self, step: &SeriesStep) -> Result<Checked> {
-        {
+        let known = {
             let state = self.lock();
             match state.steps.iter().find(|have| have.name == step.name) {
                 Some(have) if !have.is_whole() => return Ok(Checked::Damaged),
-                Some(_) if state.checked.contains(&step.name) && step.path.exists() => return Ok(Checked::Whole),
-                Some(_) => {}
+                Some(_) => state.checked.get(&step.name).copied(),
                 None => return Ok(Checked::Gone),
             }
+        };
+        let fingerprint = step.fingerprint();
+        if known.is_some() && known == fingerprint {
+            return Ok(Checked::Whole);
         }
-        let damage = step.damage(self.options.verify_data, &self.options.engine);
+        let damage = self.judge(step);
         if !step.path.exists() {
             self.lock().steps.retain(|have| have.name != step.name);
             return Ok(Checked::Gone);
@@ -164,12 +163,25 @@ impl Shared {
         let checked = if damage.is_none() { Checked::Whole } else { Checked::Damaged };
         let mut state = self.lock();
         if let Some(have) = state.steps.iter_mut().find(|have| have.name == step.name) {
-            if let Some(reason) = damage {
-                have.state = StepState::Incomplete(reason);
+            match (damage, fingerprint) {
+                (Some(reason), _) => {
+                    have.state = StepState::Incomplete(reason);
+                    state.checked.remove(&step.name);
+                }
+                (None, Some(fingerprint)) => _ = state.checked.insert(step.name.clone(), fingerprint),
+                (None, None) => {}
             }
-            state.checked.insert(step.name.clone());
         }
         Ok(checked)
+    }
+
+    /// Why a step is not whole now: by its listings, which may have changed since the root was looked at, then by what is in it.
+    fn judge(&self, step: &SeriesStep) -> Result<Option<String>> {
+        let listed = scan(&self.root, &|name| name == step.name)?;
+        match listed.first().and_then(SeriesStep::reason) {
+            Some(reason) => Ok(Some(reason.to_owned())),
+            None => step.damage(self.options.verify_data, &self.options.engine),
+        }
     }
 
     /// Keeps a failure until somebody is told.
@@ -194,6 +206,11 @@ impl State {
         history
     }
 
+    /// Whether a save to a directory of this name has not been committed, as far as is known.
+    pub(super) fn is_saved(&self, name: &str) -> bool {
+        self.in_flight.as_ref().is_some_and(|save| save.name == name)
+    }
+
     /// Whether a step is being read through this object.
     pub(super) fn is_read(&self, name: &str) -> bool {
         self.reading.contains_key(name)
@@ -211,7 +228,7 @@ impl Reading {
     /// Begins to read a step, if the series still has it. One that is being replaced is read when it has been.
     pub(super) fn begin(shared: &Arc<Shared>, name: &str) -> Option<Self> {
         let mut state = shared.lock();
-        while state.in_flight.as_ref().is_some_and(|save| save.replaces.as_deref() == Some(name)) {
+        while state.in_flight.as_ref().is_some_and(|save| save.replaces && save.name == name) {
             state = shared.wait(state);
         }
         if !state.steps.iter().any(|step| step.name == name) {

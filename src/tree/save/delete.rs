@@ -52,8 +52,9 @@ pub fn delete_item(path: impl AsRef<Path>, name: &str) -> Result<()> {
     }
     let dir = refuse_link(&path.join(item.dir.as_path()))?;
     let Some(checkpoint_dir) = dir.parent() else { return Err(Error::bug("an item without a checkpoint")) };
-    let removed = set_aside(&LocalStore, &dir)?;
+    // In this order: an item that the metadata list and that is missing would be damage.
     forget_item(&checkpoint_dir.join(checkpoint::METADATA_FILE), name)?;
+    let removed = set_aside(&LocalStore, &dir)?;
     remove_tree(&LocalStore, &removed).map_err(|error| failed(error, &removed))
 }
 

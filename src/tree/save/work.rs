@@ -113,6 +113,8 @@ impl SaveWork {
         // A panic is a bug; whoever waits must hear of it.
         let ended = Ended(&progress);
         let result = self.write(pool, start).and_then(|report| {
+            // The last moment: from here on it is in place.
+            self.progress.refuse_if_cancelled()?;
             self.staged.commit(self.options.sync)?;
             Ok(SaveReport { elapsed: start.elapsed(), ..report })
         });

@@ -209,11 +209,13 @@ fn lacks(survey: &Survey<'_>, found: &Found, item: &str, handler: &str) -> Optio
     let Holds::Composite(composite) = &found.holds else { return None };
     let named = format!("its item `{item}`, which {} lists,", checkpoint::METADATA_FILE);
     let entries = survey.entries(&found.step.dir)?;
+    let class = handler.rsplit('.').next().unwrap_or_default();
     if !has_dir(entries, item) {
-        return Some(format!("{named} is missing"));
+        // Others may have had nothing to write: Orbax lists its `descriptor` whether there is one or not.
+        let writes = TREE_CLASSES.contains(&class) || JSON_CLASSES.contains(&class);
+        return writes.then(|| format!("{named} is missing"));
     }
     let kind = composite.items.iter().find(|have| have.name == item)?.kind;
-    let class = handler.rsplit('.').next().unwrap_or_default();
     (TREE_CLASSES.contains(&class) && kind != ItemKind::Tree).then(|| format!("{named} holds no tree"))
 }
 
@@ -369,6 +371,8 @@ fn none_whole(steps: &[Found]) -> Error {
 const METRICS: &str = checkpoint::METRICS_ITEM;
 /// The last parts of the names of handlers whose items are trees.
 const TREE_CLASSES: [&str; 3] = ["PyTreeHandler", "PyTreeCheckpointHandler", "StandardCheckpointHandler"];
+/// The same of items that are JSON.
+const JSON_CLASSES: [&str; 2] = ["JsonHandler", "JsonCheckpointHandler"];
 /// Manifests of real checkpoints take about 150 bytes; a longer one is not judged by its length.
 const TAIL_BYTES: u64 = 4096;
 const MANIFEST_MAGIC: [u8; 4] = [0x0c, 0xdb, 0x3a, 0x2a];

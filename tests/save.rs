@@ -554,6 +554,7 @@ fn items_are_saved_loaded_and_deleted() {
     assert_eq!(loaded["params"].tree().unwrap().array("w").unwrap().dtype, DType::Int16);
     touchdown::delete_item(&path, "opt").unwrap();
     assert_eq!(touchdown::load_items(&path).unwrap().keys().collect::<Vec<_>>(), ["config", "params"]);
+    assert!(path.join("_touchdown_sums.json").is_file(), "the metadata that lack the item have a checksum again");
     assert_eq!(touchdown::delete_item(&path, "opt").unwrap_err().kind(), ErrorKind::Invalid);
 }
 

@@ -3,6 +3,7 @@
 use super::batch::{corrupt, files, has_file, sizes};
 use super::orbax::checkpoint::{self, CheckpointMetadata};
 use super::orbax::step;
+use super::orbax::sums::{self, SUMS_FILE};
 use super::safetensors::Source;
 use super::steps::{self, Found};
 use super::survey::{Holds, Survey, has_marker};
@@ -169,26 +170,28 @@ impl Own {
     async fn read(ask: &Asker, survey: &Survey<'_>, dir: &RelPath, force: bool) -> Result<Self> {
         let entries = survey.entries(dir).unwrap_or_default();
         let mut own = Self::default();
-        let there =
-            [checkpoint::METADATA_FILE, checkpoint::DELETION_FILE].into_iter().filter(|name| has_file(entries, name));
-        let there = there.map(|name| Ok((name, dir.join(name)?))).collect::<Result<Vec<_>>>()?;
-        let read = files(ask, there.iter().map(|(_, path)| path.clone())).await?;
-        for ((name, path), file) in there.iter().zip(read) {
-            let Some(file) = file else { continue };
-            if *name == checkpoint::METADATA_FILE {
-                own.metadata = match checkpoint::parse(&file) {
-                    Ok(metadata) => metadata,
-                    // The items do not depend on it.
-                    Err(_) if force => CheckpointMetadata::default(),
-                    Err(error) => {
-                        let error = corrupt(&error, Some(error.offset), path);
-                        return Err(error.hint("open the checkpoint without its metadata by --force"));
-                    }
-                };
-            } else {
-                own.deleted_item = checkpoint::pending_deletion(&file);
-                own.is_being_deleted = own.deleted_item.is_none();
-            }
+        let names = [checkpoint::METADATA_FILE, checkpoint::DELETION_FILE, SUMS_FILE];
+        let there = names.map(|name| has_file(entries, name));
+        let paths = names.iter().zip(there).filter(|(_, there)| *there).map(|(name, _)| dir.join(name));
+        let mut read = files(ask, paths.collect::<Result<Vec<_>, _>>()?).await?.into_iter();
+        let [metadata, deletion, sums] = there.map(|there| there.then(|| read.next()).flatten().flatten());
+        if let Some(file) = metadata {
+            let summed = || sums::check(dir, sums.as_ref(), [(checkpoint::METADATA_FILE, Some(&file))]);
+            let path = dir.join(checkpoint::METADATA_FILE)?;
+            let parse = || {
+                let parsed = checkpoint::parse(&file).map_err(|error| corrupt(&error, Some(error.offset), &path));
+                parsed.map_err(|error| error.hint("open the checkpoint without its metadata by --force"))
+            };
+            own.metadata = match summed().and_then(|()| parse()) {
+                Ok(metadata) => metadata,
+                // The items do not depend on it.
+                Err(_) if force => CheckpointMetadata::default(),
+                Err(error) => return Err(error),
+            };
+        }
+        if let Some(file) = deletion {
+            own.deleted_item = checkpoint::pending_deletion(&file);
+            own.is_being_deleted = own.deleted_item.is_none();
         }
         Ok(own)
     }

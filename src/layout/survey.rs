@@ -7,6 +7,7 @@
 use std::collections::HashMap;
 
 use super::batch::{has_dir, has_file, kind, lists};
+use super::orbax::sums::SUMS_FILE;
 use super::orbax::tree::{JSON_FILES, METADATA_FILE, MSGPACK_FILE};
 use super::orbax::{checkpoint, step};
 use super::{Item, ItemKind};
@@ -135,8 +136,10 @@ impl<'a> Survey<'a> {
 
     fn item_kind(&self, dir: &RelPath) -> ItemKind {
         let entries = self.entries(dir).unwrap_or_default();
-        let only_json =
-            |entry: &DirEntry| JSON_FILES.contains(&entry.name.as_str()) || entry.name == checkpoint::COMMIT_FILE;
+        let only_json = |entry: &DirEntry| {
+            JSON_FILES.contains(&entry.name.as_str())
+                || [checkpoint::COMMIT_FILE, SUMS_FILE].contains(&entry.name.as_str())
+        };
         if self.is_tree(dir) {
             ItemKind::Tree
         } else if JSON_FILES.iter().any(|name| has_file(entries, name)) && entries.iter().all(only_json) {

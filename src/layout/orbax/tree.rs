@@ -8,7 +8,7 @@ use serde_json::Value;
 use super::metadata::{Container, TreeMetadata, ValueType, collisions, param_name, shared_names};
 use super::msgpack::{self, Node};
 use super::sharding::SavedSharding;
-use super::sums::{SUMS_FILE, Sums};
+use super::sums::{self, SUMS_FILE};
 use super::{array_metadata, json, metadata, sharding, strings};
 use crate::error::{Error, Result};
 use crate::keypath::{Key, KeyPath};
@@ -102,7 +102,8 @@ pub const SHARDING_FILE: &str = "_sharding";
 pub const STRINGS_FILE: &str = "_strings.json";
 /// The directory of the records of arrays on devices.
 pub const ARRAY_METADATA_DIR: &str = "array_metadatas";
-const FIRST_ARRAY_METADATA: &str = "process_0";
+/// The first process's record, and the only one of most items.
+pub const FIRST_ARRAY_METADATA_FILE: &str = "array_metadatas/process_0";
 
 /// Reads the structure of the item in this directory, in two batches (three for aggregated or very old items).
 ///
@@ -134,8 +135,11 @@ pub async fn read_tree(ask: &Asker, item_dir: &RelPath) -> Result<TreeRead> {
 /// None of these files, or one that is no JSON.
 pub async fn read_json(ask: &Asker, item_dir: &RelPath) -> Result<Value> {
     let paths = JSON_FILES.iter().map(|name| item_dir.join(name)).collect::<Result<Vec<_>, _>>()?;
-    for (file, path) in files(ask, paths.clone()).await?.into_iter().zip(&paths) {
+    let mut read = files(ask, paths.iter().cloned().chain([item_dir.join(SUMS_FILE)?])).await?;
+    let sums = read.pop().flatten();
+    for ((file, path), name) in read.into_iter().zip(&paths).zip(JSON_FILES) {
         if let Some(file) = file {
+            sums::check(item_dir, sums.as_ref(), [(name, Some(&file))])?;
             return json::parse(&file).map_err(|error| corrupt(&error, Some(error.offset), path));
         }
     }
@@ -144,9 +148,6 @@ pub async fn read_json(ask: &Asker, item_dir: &RelPath) -> Result<Value> {
         .at("directory", item_dir)
         .expected(format_args!("one of {looked_for}")))
 }
-
-/// The files whose checksums are kept.
-const SUMMED_FILES: [&str; 4] = [METADATA_FILE, SHARDING_FILE, STRINGS_FILE, "array_metadatas/process_0"];
 
 /// The files that make a JSON item, by preference.
 pub const JSON_FILES: [&str; 3] = ["data.json", "metadata", "metrics"];
@@ -179,7 +180,7 @@ impl Item<'_> {
             (wants_msgpack, MSGPACK_FILE, MSGPACK_FILE_BYTES_MAX),
             (has_file(self.listing, SHARDING_FILE), SHARDING_FILE, METADATA_FILE_BYTES_MAX),
             (has_file(self.listing, STRINGS_FILE), STRINGS_FILE, METADATA_FILE_BYTES_MAX),
-            (wants_array_metadata, SUMMED_FILES[3], METADATA_FILE_BYTES_MAX),
+            (wants_array_metadata, FIRST_ARRAY_METADATA_FILE, METADATA_FILE_BYTES_MAX),
             (has_file(self.listing, SUMS_FILE), SUMS_FILE, METADATA_FILE_BYTES_MAX),
         ];
         if !is_described && !wants_msgpack {
@@ -194,14 +195,13 @@ impl Item<'_> {
         };
         let [metadata, msgpack, sharding, strings, array_metadata, sums] = needs.map(|(wanted, ..)| answer(wanted));
         let (metadata, sharding, strings, array_metadata) = (metadata?, sharding?, strings?, array_metadata?);
-        if let Some(file) = sums? {
-            let at =
-                |error: Error, name: &str| error.at("file", self.dir.join(name).unwrap_or_else(|_| self.dir.clone()));
-            let sums = Sums::parse(&file, &SUMMED_FILES).map_err(|error| at(error, SUMS_FILE))?;
-            for (name, file) in SUMMED_FILES.iter().zip([&metadata, &sharding, &strings, &array_metadata]) {
-                file.as_ref().map_or(Ok(()), |file| sums.check(name, file)).map_err(|error| at(error, name))?;
-            }
-        }
+        let checked = [
+            (METADATA_FILE, metadata.as_ref()),
+            (SHARDING_FILE, sharding.as_ref()),
+            (STRINGS_FILE, strings.as_ref()),
+            (FIRST_ARRAY_METADATA_FILE, array_metadata.as_ref()),
+        ];
+        sums::check(self.dir, sums?.as_ref(), checked)?;
         let strings = match strings {
             Some(file) => {
                 Some(json::parse(&file).map_err(|error| self.corrupt(&error, Some(error.offset), STRINGS_FILE))?)
@@ -344,7 +344,7 @@ impl Item<'_> {
 
     async fn add_key_types(&self, tree: &mut TreeItem, parts: &Parts, notes: &mut Vec<Error>) -> Result<()> {
         let (file, path) = match &parts.array_metadata {
-            Some(file) => (file.clone(), self.path("array_metadatas/process_0")?),
+            Some(file) => (file.clone(), self.path(FIRST_ARRAY_METADATA_FILE)?),
             None if has_dir(self.listing, ARRAY_METADATA_DIR) => match self.other_array_metadata().await? {
                 Some(found) => found,
                 None => return Ok(()),
@@ -365,8 +365,8 @@ impl Item<'_> {
     /// The file of another process than 0. All have the same content.
     async fn other_array_metadata(&self) -> Result<Option<(Bytes, RelPath)>> {
         let entries = self.ask.list(self.path(ARRAY_METADATA_DIR)?).await?.unwrap_or_default();
-        let is_process = |entry: &&DirEntry| entry.name.starts_with("process_") && entry.name != FIRST_ARRAY_METADATA;
-        let Some(entry) = entries.iter().find(is_process) else { return Ok(None) };
+        // The first process has none, or it had been found.
+        let Some(entry) = entries.iter().find(|entry| entry.name.starts_with("process_")) else { return Ok(None) };
         let path = self.path(ARRAY_METADATA_DIR)?.join(&entry.name)?;
         Ok(self.ask.file(path.clone(), METADATA_FILE_BYTES_MAX).await?.map(|file| (file, path)))
     }

@@ -11,6 +11,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::io::store::{deleted_name, remove_tree};
 use crate::io::{LocalStore, Store};
 use crate::layout::Format;
+use crate::layout::orbax::sums::{SUMS_FILE, Sums};
 use crate::layout::orbax::{checkpoint, json};
 use crate::tree::OpenOptions;
 use crate::tree::checkpoint::describe;
@@ -86,7 +87,7 @@ fn refuse_link(path: &Path) -> Result<PathBuf> {
     }
 }
 
-/// Takes an item out of the checkpoint's metadata, if there is any. The file is replaced in one step.
+/// Takes an item out of the checkpoint's metadata, if there is any, and keeps the checksum with it.
 fn forget_item(file: &Path, name: &str) -> Result<()> {
     let bytes = match std::fs::read(file) {
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(()),
@@ -96,10 +97,31 @@ fn forget_item(file: &Path, name: &str) -> Result<()> {
         json::parse(&bytes).map_err(|error| Error::corrupt(error.to_string()).at("file", file.display()))?;
     let Some(handlers) = document.get_mut("item_handlers").and_then(Value::as_object_mut) else { return Ok(()) };
     handlers.remove(name);
+    let new = json::to_bytes(&document);
+    let sums_file = file.with_file_name(SUMS_FILE);
+    let sums = match std::fs::remove_file(&sums_file) {
+        // Without checksums the file is whole; with those of the old one it would be damaged.
+        Ok(()) => {
+            if let Some(dir) = file.parent() {
+                LocalStore.sync_dir(dir).map_err(|error| failed(error, dir))?;
+            }
+            let mut sums = Sums::default();
+            sums.add(checkpoint::METADATA_FILE, &new);
+            Some(sums.to_bytes())
+        }
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => None,
+        Err(error) => return Err(failed(error, &sums_file)),
+    };
+    replace(file, &new)?;
+    sums.map_or(Ok(()), |sums| replace(&sums_file, &sums))
+}
+
+/// Gives a file new contents in one step.
+fn replace(file: &Path, contents: &[u8]) -> Result<()> {
     let new = deleted_name(file)?;
     let put = || -> std::io::Result<()> {
         let out = LocalStore.create(&new)?;
-        out.write_at(&json::to_bytes(&document), 0)?;
+        out.write_at(contents, 0)?;
         out.sync()?;
         std::fs::rename(&new, file)
     };

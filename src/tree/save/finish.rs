@@ -30,29 +30,38 @@ pub(in crate::tree) fn finish_tree(
     if !item.array_metadatas.is_empty() {
         staged.dir(&dir.join(tree::ARRAY_METADATA_DIR)?)?;
     }
-    let mut sums = Sums::default();
-    let mut put = |name: &str, contents: &[u8]| -> Result<()> {
-        sums.add(name, contents);
-        staged.write(&dir.join(name)?, contents, options.sync)
-    };
+    let mut files = Summed::new(staged, dir, options);
     if !item.array_metadatas.is_empty() {
         let records = item.array_metadatas.iter().map(|(name, record)| (name.as_str(), record));
-        let name = format!("{}/process_0", tree::ARRAY_METADATA_DIR);
-        put(&name, &array_metadata::to_bytes(records))?;
+        files.put(tree::FIRST_ARRAY_METADATA_FILE, &array_metadata::to_bytes(records))?;
     }
     if !item.strings.is_empty() {
         let texts = item.strings.iter().map(|(name, text)| (name.as_str(), text.as_str()));
         let bytes = strings::to_bytes(texts).map_err(|_| Error::bug("a string has no place"))?;
-        put(tree::STRINGS_FILE, &bytes)?;
+        files.put(tree::STRINGS_FILE, &bytes)?;
     }
     if !item.shardings.is_empty() {
-        put(tree::SHARDING_FILE, &sharding::to_bytes(&item.shardings))?;
+        files.put(tree::SHARDING_FILE, &sharding::to_bytes(&item.shardings))?;
     }
-    put(tree::METADATA_FILE, &item.metadata.to_bytes())?;
-    match options.checksum {
-        Some(false) => Ok(()),
-        _ => staged.write(&dir.join(SUMS_FILE)?, &sums.to_bytes(), options.sync),
-    }
+    files.put(tree::METADATA_FILE, &item.metadata.to_bytes())?;
+    files.finish()
+}
+
+/// Writes a JSON item: its one file.
+///
+/// # Errors
+/// Whatever the file system refuses.
+pub(super) fn write_json(
+    staged: &mut StagedDir,
+    name: &str,
+    (file, document): (&str, &[u8]),
+    options: &SaveOptions,
+) -> Result<()> {
+    let dir = RelPath::new(name)?;
+    staged.dir(&dir)?;
+    let mut files = Summed::new(staged, dir, options);
+    files.put(file, document)?;
+    files.finish()
 }
 
 /// Writes the files of the checkpoint's own directory: what its items are, and that it is whole.
@@ -71,10 +80,39 @@ pub(in crate::tree) fn finish_checkpoint(
         commit_ns: i64::try_from(now_ns()).ok(),
         custom_metadata: options.custom_metadata.clone(),
     };
+    let mut files = Summed::new(staged, RelPath::root(), options);
+    files.put(checkpoint::METADATA_FILE, &metadata.to_bytes())?;
+    files.finish()?;
     let put = |name: &str, contents: &[u8]| staged.write(&RelPath::new(name)?, contents, options.sync);
-    put(checkpoint::METADATA_FILE, &metadata.to_bytes())?;
     put(checkpoint::V1_MARKER, &[])?;
     put(checkpoint::COMMIT_FILE, checkpoint::commit_text(staged.target().display()).as_bytes())
+}
+
+/// The files of a directory whose checksums are kept beside them.
+struct Summed<'a> {
+    staged: &'a StagedDir,
+    dir: RelPath,
+    options: &'a SaveOptions,
+    sums: Sums,
+}
+
+impl<'a> Summed<'a> {
+    fn new(staged: &'a StagedDir, dir: RelPath, options: &'a SaveOptions) -> Self {
+        Self { staged, dir, options, sums: Sums::default() }
+    }
+
+    fn put(&mut self, name: &str, contents: &[u8]) -> Result<()> {
+        self.sums.add(name, contents);
+        self.staged.write(&self.dir.join(name)?, contents, self.options.sync)
+    }
+
+    /// Writes the checksums, unless they are not wanted.
+    fn finish(self) -> Result<()> {
+        match self.options.checksum {
+            Some(false) => Ok(()),
+            _ => self.staged.write(&self.dir.join(SUMS_FILE)?, &self.sums.to_bytes(), self.options.sync),
+        }
+    }
 }
 
 /// Nanoseconds since the Unix epoch.

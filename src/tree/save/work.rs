@@ -8,7 +8,7 @@ use std::time::Instant;
 
 use rayon::ThreadPool;
 
-use super::finish::{finish_checkpoint, finish_tree, now_ns};
+use super::finish::{finish_checkpoint, finish_tree, now_ns, write_json};
 use super::item::{Elements, Item};
 use super::job::{Progress, SaveJob, SaveReport};
 use super::options::SaveOptions;
@@ -132,9 +132,7 @@ impl SaveWork {
         for item in &items {
             match item {
                 Planned::Json { name, file, handler, document } => {
-                    let dir = RelPath::new(name)?;
-                    self.staged.dir(&dir)?;
-                    self.staged.write(&dir.join(file)?, document, self.options.sync)?;
+                    write_json(&mut self.staged, name, (file, document), &self.options)?;
                     handlers.insert(name.clone(), (*handler).to_owned());
                 }
                 Planned::Tree(item) => {

@@ -9,30 +9,30 @@
     reason = "tests panic to fail and print their counts"
 )]
 
+mod stopping;
 mod support;
+mod trees;
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 
 use proptest::prelude::*;
 use serde_json::json;
+use stopping::{Operation, Watched, stopping};
 use support::fixture;
 use touchdown::io::store::leftovers;
-use touchdown::io::{LocalStore, Store, StoreFile};
 use touchdown::layout::ItemKind;
-use touchdown::layout::orbax::metadata::Container;
 use touchdown::layout::safetensors::header;
 use touchdown::tree::LeafKind;
-use touchdown::tree::save::{LeafOptions, NewArray, NewLeaf, SaveOptions, Tree};
+use touchdown::tree::save::{LeafOptions, SaveOptions, Tree};
 use touchdown::zarr::{Compression, Format};
 use touchdown::{
-    CastPolicy, Checkpoint, ConvertOptions, ConvertReport, ConvertTo, DType, Device, EngineOptions, ErrorKind, Key,
-    KeyPath, Leaf, Mesh, OpenOptions, Otherwise, Pattern, Target, Value, convert, spec,
+    CastPolicy, Checkpoint, ConvertOptions, ConvertReport, ConvertTo, DType, Device, EngineOptions, ErrorKind, KeyPath,
+    Leaf, Mesh, OpenOptions, Otherwise, Pattern, Target, Value, convert, spec,
 };
+use trees::{array, every_kind, names};
 
 /// Few threads, so that little memory is enough.
 fn options(to: ConvertTo) -> ConvertOptions {
@@ -79,60 +79,6 @@ fn open(path: &Path) -> Checkpoint {
 
 fn whole(path: &Path) -> BTreeMap<String, String> {
     contents(&open(path).target())
-}
-
-/// Bytes that neither compress to nothing nor repeat.
-fn noise(len: usize, seed: u64) -> Vec<u8> {
-    let mut state = seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1;
-    let mut next = || {
-        state ^= state << 13;
-        state ^= state >> 7;
-        state ^= state << 17;
-        (state >> 32) as u8 & 0x7f
-    };
-    (0..len).map(|_| next()).collect()
-}
-
-fn array(shape: &[u64], dtype: DType, seed: u64) -> NewArray {
-    let count: u64 = shape.iter().product();
-    let mut bytes = noise(count as usize * dtype.size(), seed);
-    let mask = match dtype {
-        DType::Bool | DType::Int2 => 1,
-        DType::Int4 | DType::Float4E2M1FN => 7,
-        _ => 0x7f,
-    };
-    bytes.iter_mut().for_each(|byte| *byte &= mask);
-    NewArray::new(shape, dtype, bytes)
-}
-
-/// A tree with every kind of leaf, all of which safetensors can hold in one way or another.
-fn every_kind() -> Tree {
-    let name = |name: &str| Key::Name(name.to_owned());
-    let mut tree = Tree::new()
-        .with("params/dense/kernel", array(&[130, 70], DType::Float32, 1))
-        .with("params/dense/bias", array(&[70], DType::BFloat16, 2))
-        .with("params/big", array(&[1500, 110], DType::Float32, 3))
-        .with("params/packed", array(&[40, 6], DType::Float4E2M1FN, 8))
-        .with("params/zero", array(&[0, 3], DType::Float16, 4))
-        .with("params/scalar_array", array(&[], DType::Float64, 5))
-        .with("rng", array(&[2], DType::UInt32, 6).key("threefry2x32"))
-        .with("step", 1234i64)
-        .with("huge", u64::MAX)
-        .with("rate", 0.125)
-        .with("flag", true)
-        .with("name", "a \"string\" with unicode: ü 日本")
-        .with("nothing", NewLeaf::None)
-        .with("empty_dict", NewLeaf::Empty(Container::Dict))
-        .with("empty_list", NewLeaf::Empty(Container::List))
-        .with("typed", NewLeaf::Value(Value::Int(7), Some(DType::Int8)))
-        .custom_metadata(json!({"tree": [1, 2.5, null]}));
-    for index in 0..11 {
-        tree.push(KeyPath(vec![name("list"), Key::Index(index)]), NewArray::from_vec(&[2], vec![index as i32, -1]));
-    }
-    for index in 0..2 {
-        tree.push(KeyPath(vec![name("pair"), Key::Index(index)]), NewArray::from_vec(&[1], vec![index as i16]));
-    }
-    tree.container("pair", Container::Tuple)
 }
 
 fn save(path: &Path, tree: &Tree, options: SaveOptions) -> Checkpoint {
@@ -465,75 +411,6 @@ proptest! {
     }
 }
 
-fn names(dir: &Path) -> Vec<String> {
-    let mut names: Vec<String> =
-        fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().file_name().to_string_lossy().into_owned()).collect();
-    names.sort();
-    names
-}
-
-/// A file system that stops at an operation: that one and all later ones fail, so that what is on disk stays as if the process
-/// had been killed there.
-#[derive(Debug)]
-struct Stopping(Arc<AtomicU64>);
-
-impl Stopping {
-    fn step(left: &AtomicU64) -> io::Result<()> {
-        let done = left.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |left| left.checked_sub(1));
-        done.map(drop).map_err(|_| io::Error::other("stopped"))
-    }
-}
-
-#[derive(Debug)]
-struct StoppingFile(Box<dyn StoreFile>, Arc<AtomicU64>);
-
-impl StoreFile for StoppingFile {
-    fn write_at(&self, bytes: &[u8], offset: u64) -> io::Result<()> {
-        // Killed in the middle: half of it is there.
-        Stopping::step(&self.1).inspect_err(|_| drop(self.0.write_at(&bytes[..bytes.len() / 2], offset)))?;
-        self.0.write_at(bytes, offset)
-    }
-    fn sync(&self) -> io::Result<()> {
-        Stopping::step(&self.1)?;
-        self.0.sync()
-    }
-}
-
-impl Store for Stopping {
-    fn create_dir(&self, path: &Path) -> io::Result<()> {
-        Self::step(&self.0)?;
-        LocalStore.create_dir(path)
-    }
-    fn create(&self, path: &Path) -> io::Result<Box<dyn StoreFile>> {
-        Self::step(&self.0)?;
-        Ok(Box::new(StoppingFile(LocalStore.create(path)?, Arc::clone(&self.0))))
-    }
-    fn open(&self, path: &Path) -> io::Result<Box<dyn StoreFile>> {
-        Self::step(&self.0)?;
-        Ok(Box::new(StoppingFile(LocalStore.open(path)?, Arc::clone(&self.0))))
-    }
-    fn sync_dir(&self, path: &Path) -> io::Result<()> {
-        Self::step(&self.0)?;
-        LocalStore.sync_dir(path)
-    }
-    fn rename_new(&self, from: &Path, to: &Path) -> io::Result<()> {
-        Self::step(&self.0)?;
-        LocalStore.rename_new(from, to)
-    }
-    fn exchange(&self, one: &Path, other: &Path) -> io::Result<()> {
-        Self::step(&self.0)?;
-        LocalStore.exchange(one, other)
-    }
-    fn remove_file(&self, path: &Path) -> io::Result<()> {
-        Self::step(&self.0)?;
-        LocalStore.remove_file(path)
-    }
-    fn remove_dir(&self, path: &Path) -> io::Result<()> {
-        Self::step(&self.0)?;
-        LocalStore.remove_dir(path)
-    }
-}
-
 /// All files below a directory, or the one file, whose bytes do not depend on time and chance.
 fn fixed_files(path: &Path) -> BTreeMap<String, Vec<u8>> {
     if path.is_file() {
@@ -543,7 +420,8 @@ fn fixed_files(path: &Path) -> BTreeMap<String, Vec<u8>> {
     for name in names(path) {
         let below = path.join(&name);
         // Data files have random names, and nodes point to them; stamps have times.
-        if matches!(name.as_str(), "d" | "manifest.ocdbt" | "_CHECKPOINT_METADATA" | "commit_success.txt") {
+        let of_stamps = name == "_touchdown_sums.json" && path.join("_CHECKPOINT_METADATA").exists();
+        if of_stamps || ["d", "manifest.ocdbt", "_CHECKPOINT_METADATA", "commit_success.txt"].contains(&name.as_str()) {
             continue;
         }
         found.extend(fixed_files(&below).into_iter().map(|(rest, bytes)| (format!("{name}/{rest}"), bytes)));
@@ -590,9 +468,9 @@ fn a_conversion_that_stops_anywhere_leaves_the_old_or_the_new_and_is_gone_on_wit
                     let plain = ConvertOptions { resume: false, ..base.clone() };
                     convert(&old_source.target(), &path, &plain).unwrap();
                 }
-                let mut stopping = ConvertOptions { resume: true, ..base.clone() };
-                stopping.save.store = Arc::new(Stopping(Arc::new(AtomicU64::new(stops))));
-                let result = convert(&source.target(), &path, &stopping);
+                let mut stopped = ConvertOptions { resume: true, ..base.clone() };
+                stopped.save.store = Arc::new(stopping(stops, true));
+                let result = convert(&source.target(), &path, &stopped);
                 let found = match touchdown::open(&path) {
                     Ok(checkpoint) if contents(&checkpoint.target()) == new => "new",
                     Ok(checkpoint) => {
@@ -651,9 +529,9 @@ fn only_the_same_conversion_is_gone_on_with() {
     let mut base = within(1_480_000, options(ConvertTo::Orbax));
     (base.save.leaf, base.resume) = (small.leaf.clone(), true);
     let interrupt = |steps| {
-        let mut stopping = base.clone();
-        stopping.save.store = Arc::new(Stopping(Arc::new(AtomicU64::new(steps))));
-        let error = convert(&source.target(), at("b"), &stopping).unwrap_err();
+        let mut stopped = base.clone();
+        stopped.save.store = Arc::new(stopping(steps, true));
+        let error = convert(&source.target(), at("b"), &stopped).unwrap_err();
         assert_eq!(error.kind(), ErrorKind::Io);
     };
     interrupt(40);
@@ -698,9 +576,9 @@ fn a_source_whose_chunks_changed_is_not_gone_on_with() {
     let source = save(&at("a"), &tree, files);
     let mut base = within(1_480_000, options(ConvertTo::Orbax));
     (base.save.leaf, base.resume) = (plain(Some(50_000)), true);
-    let mut stopping = base.clone();
-    stopping.save.store = Arc::new(Stopping(Arc::new(AtomicU64::new(8))));
-    convert(&source.target(), at("b"), &stopping).unwrap_err();
+    let mut stopped = base.clone();
+    stopped.save.store = Arc::new(stopping(8, true));
+    convert(&source.target(), at("b"), &stopped).unwrap_err();
     assert_eq!(leftovers(home.path()).unwrap().len(), 1);
     let chunk = at("a/state/w/c/0/0");
     let mut bytes = fs::read(&chunk).unwrap();
@@ -721,4 +599,60 @@ fn high_levels_need_no_more_memory_than_there_is_by_default() {
     high.save.leaf.compression = Some(Compression::Zstd { level: 20 });
     convert(&source.target(), at("b"), &high).unwrap();
     assert_eq!(whole(&at("b")), whole(&at("a")));
+}
+
+#[test]
+fn only_safetensors_are_overwritten_by_safetensors() {
+    let home = tempfile::tempdir().unwrap();
+    let at = |name: &str| home.path().join(name);
+    let source = save(&at("source"), &Tree::new().with("w", array(&[9], DType::Int16, 1)), SaveOptions::default());
+    let mut over = options(ConvertTo::SAFETENSORS);
+    over.save.overwrite = true;
+    fs::write(at("notes.safetensors"), "precious").unwrap();
+    fs::create_dir(at("notes")).unwrap();
+    fs::write(at("notes/today"), "precious").unwrap();
+    fs::create_dir(at("dir.safetensors")).unwrap();
+    for (name, what) in
+        [("notes.safetensors", "no safetensors file"), ("notes", "no checkpoint"), ("dir.safetensors", "no file")]
+    {
+        let error = convert(&source.target(), at(name), &over).unwrap_err();
+        assert!(error.kind() == ErrorKind::Exists && error.to_string().contains(what), "{name}: {error}");
+    }
+    assert_eq!(fs::read(at("notes.safetensors")).unwrap(), b"precious");
+    assert_eq!(fs::read(at("notes/today")).unwrap(), b"precious");
+    let other = save(&at("other"), &Tree::new().with("v", array(&[5], DType::Int8, 2)), SaveOptions::default());
+    convert(&source.target(), at("w.safetensors"), &over).unwrap();
+    convert(&other.target(), at("w.safetensors"), &over).unwrap();
+    assert_eq!(whole(&at("w.safetensors")), whole(&at("other")));
+    assert_eq!(
+        names(home.path()),
+        ["dir.safetensors", "notes", "notes.safetensors", "other", "source", "w.safetensors"]
+    );
+}
+
+/// Cancelled while the last file of the new checkpoint is written, it is not put in place; kept, it is gone on with.
+#[test]
+fn a_conversion_is_cancelled_until_it_is_put_in_place() {
+    let home = tempfile::tempdir().unwrap();
+    let at = |name: &str| home.path().join(name);
+    let source = save(&at("source"), &every_kind(), SaveOptions::default());
+    for resume in [false, true] {
+        let mut cancelled = ConvertOptions { resume, ..options(ConvertTo::Orbax) };
+        let progress = cancelled.progress.clone();
+        cancelled.save.store = Arc::new(Watched::new(move |operation| {
+            if matches!(operation, Operation::Write(path, _) if path.ends_with("commit_success.txt")) {
+                progress.cancel();
+            }
+            Ok(())
+        }));
+        assert_eq!(convert(&source.target(), at("to"), &cancelled).unwrap_err().kind(), ErrorKind::Cancelled);
+        assert_eq!((at("to").exists(), leftovers(home.path()).unwrap().len()), (false, usize::from(resume)));
+    }
+    let report = convert(&source.target(), at("to"), &ConvertOptions { resume: true, ..options(ConvertTo::Orbax) });
+    let report = report.unwrap();
+    assert_eq!(report.bytes_resumed, report.bytes_logical);
+    assert_eq!(
+        (whole(&at("to")), names(home.path())),
+        (whole(&at("source")), vec!["source".to_owned(), "to".to_owned()])
+    );
 }

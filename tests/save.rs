@@ -8,23 +8,21 @@
 )]
 
 mod stopping;
+mod trees;
 
 use std::collections::BTreeMap;
-use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::mpsc::{Sender, channel};
+use std::sync::{Arc, Mutex};
 
 use serde_json::json;
-use stopping::Stopping;
+use stopping::{Operation, Watched, stopping};
 use touchdown::io::store::{LeftoverKind, leftovers};
-use touchdown::io::{LocalStore, Store, StoreFile};
-use touchdown::layout::orbax::metadata::Container;
 use touchdown::tree::save::{LeafOptions, NewArray, NewLeaf, SaveOptions, Tree, TreeItem};
 use touchdown::zarr::{Compression, Format};
-use touchdown::{
-    DType, Device, Engine, EngineOptions, ErrorKind, Key, KeyPath, Leaf, Mesh, Sharding, State, Value, spec,
-};
+use touchdown::{DType, Device, Engine, EngineOptions, ErrorKind, KeyPath, Leaf, Mesh, Sharding, State, Value, spec};
+use trees::{array, every_kind, names, noise};
 
 fn engine() -> Engine {
     Engine::new(EngineOptions { threads: 2, staging_bytes: 32 << 20, ..EngineOptions::default() }).unwrap()
@@ -49,68 +47,6 @@ fn contents(state: &State) -> BTreeMap<String, String> {
         other => format!("{other:?}"),
     };
     state.leaves().map(|(path, value)| (format!("{path:?}"), leaf(value))).collect()
-}
-
-/// Bytes that neither compress to nothing nor repeat.
-fn noise(len: usize, seed: u64) -> Vec<u8> {
-    let mut state = seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1;
-    let mut next = || {
-        state ^= state << 13;
-        state ^= state >> 7;
-        state ^= state << 17;
-        (state >> 32) as u8 & 0x7f
-    };
-    (0..len).map(|_| next()).collect()
-}
-
-fn array(shape: &[u64], dtype: DType, seed: u64) -> NewArray {
-    let count: u64 = shape.iter().product();
-    let mut bytes = noise(count as usize * dtype.size(), seed);
-    if dtype == DType::Bool {
-        bytes.iter_mut().for_each(|byte| *byte &= 1);
-    }
-    if matches!(dtype, DType::Int4 | DType::Float4E2M1FN) {
-        bytes.iter_mut().for_each(|byte| *byte &= 7);
-    }
-    if dtype == DType::Int2 {
-        bytes.iter_mut().for_each(|byte| *byte &= 1);
-    }
-    NewArray::new(shape, dtype, bytes)
-}
-
-fn every_kind() -> Tree {
-    let at = |keys: &[Key]| KeyPath(keys.to_vec());
-    let name = |name: &str| Key::Name(name.to_owned());
-    let mut tree = Tree::new()
-        .with("params/dense/kernel", array(&[130, 70], DType::Float32, 1))
-        .with("params/dense/bias", array(&[70], DType::BFloat16, 2))
-        .with("params/big", array(&[1500, 1100], DType::Float32, 3))
-        .with("params/zero", array(&[0, 3], DType::Float16, 4))
-        .with("params/scalar_array", array(&[], DType::Float64, 5))
-        .with("rng", array(&[2], DType::UInt32, 6).key("threefry2x32"))
-        .with("step", 1234i64)
-        .with("huge", u64::MAX)
-        .with("rate", 0.125)
-        .with("flag", true)
-        .with("name", "a \"string\" with unicode: ü 日本")
-        .with("nothing", NewLeaf::None)
-        .with("empty_dict", NewLeaf::Empty(Container::Dict))
-        .with("empty_list", NewLeaf::Empty(Container::List))
-        .with("typed", NewLeaf::Value(Value::Int(7), Some(DType::Int8)))
-        .custom_metadata(json!({"tree": [1, 2.5, null]}));
-    for index in 0..11 {
-        tree.push(at(&[name("list"), Key::Index(index)]), NewArray::from_vec(&[2], vec![index as i32, -1]));
-    }
-    tree
-}
-
-fn names(dir: &Path) -> Vec<String> {
-    let mut names: Vec<String> = std::fs::read_dir(dir)
-        .unwrap()
-        .map(|entry| entry.unwrap().file_name().to_string_lossy().into_owned())
-        .collect();
-    names.sort();
-    names
 }
 
 fn expected(tree: &Tree, engine: &Engine) -> BTreeMap<String, String> {
@@ -345,7 +281,15 @@ fn many_small_files_do_not_take_many_descriptors() {
     }
     let most = Arc::new(AtomicU64::new(0));
     for ocdbt in [true, false] {
-        let store = Arc::new(Counting(Arc::default(), Arc::clone(&most)));
+        let (open, seen) = (AtomicU64::new(0), Arc::clone(&most));
+        let store = Arc::new(Watched::new(move |operation| {
+            match operation {
+                Operation::Create(_) => _ = seen.fetch_max(open.fetch_add(1, Ordering::SeqCst) + 1, Ordering::SeqCst),
+                Operation::Close => _ = open.fetch_sub(1, Ordering::SeqCst),
+                _ => {}
+            }
+            Ok(())
+        }));
         let options = SaveOptions { ocdbt, data_file_bytes: 1, store, ..SaveOptions::default() };
         let path = home.path().join(format!("{ocdbt}"));
         save(&engine, &path, &tree, &options).unwrap();
@@ -353,55 +297,6 @@ fn many_small_files_do_not_take_many_descriptors() {
     }
     let most = most.load(Ordering::SeqCst);
     assert!(most <= 70, "{most} files were open at once");
-}
-
-/// Counts the files that are open; the most that were.
-#[derive(Debug)]
-struct Counting(Arc<AtomicU64>, Arc<AtomicU64>);
-
-#[derive(Debug)]
-struct CountedFile(Box<dyn StoreFile>, Arc<AtomicU64>);
-
-impl Drop for CountedFile {
-    fn drop(&mut self) {
-        self.1.fetch_sub(1, Ordering::SeqCst);
-    }
-}
-
-impl StoreFile for CountedFile {
-    fn write_at(&self, bytes: &[u8], offset: u64) -> io::Result<()> {
-        self.0.write_at(bytes, offset)
-    }
-    fn sync(&self) -> io::Result<()> {
-        self.0.sync()
-    }
-}
-
-impl Store for Counting {
-    fn create_dir(&self, path: &Path) -> io::Result<()> {
-        LocalStore.create_dir(path)
-    }
-    fn create(&self, path: &Path) -> io::Result<Box<dyn StoreFile>> {
-        let file = LocalStore.create(path)?;
-        let open = self.0.fetch_add(1, Ordering::SeqCst) + 1;
-        self.1.fetch_max(open, Ordering::SeqCst);
-        Ok(Box::new(CountedFile(file, Arc::clone(&self.0))))
-    }
-    fn sync_dir(&self, path: &Path) -> io::Result<()> {
-        LocalStore.sync_dir(path)
-    }
-    fn rename_new(&self, from: &Path, to: &Path) -> io::Result<()> {
-        LocalStore.rename_new(from, to)
-    }
-    fn exchange(&self, one: &Path, other: &Path) -> io::Result<()> {
-        LocalStore.exchange(one, other)
-    }
-    fn remove_file(&self, path: &Path) -> io::Result<()> {
-        LocalStore.remove_file(path)
-    }
-    fn remove_dir(&self, path: &Path) -> io::Result<()> {
-        LocalStore.remove_dir(path)
-    }
 }
 
 /// An array whose first inner chunk is small when it is compressed: the others are aligned all the same.
@@ -477,7 +372,7 @@ fn a_save_that_stops_at_any_operation_leaves_the_old_or_the_new_checkpoint() {
                 if overwrite {
                     save(&engine, &path, &old, &base).unwrap();
                 }
-                let store = Arc::new(Stopping::new(stops, exchanges));
+                let store = Arc::new(stopping(stops, exchanges));
                 let options = SaveOptions { overwrite, store, ..base.clone() };
                 let result = save(&engine, &path, &new, &options);
                 let left = leftovers(home.path()).unwrap();
@@ -536,6 +431,77 @@ fn saves_run_in_the_background_and_can_be_cancelled() {
     assert_eq!(report.bytes_logical, 12_000_000);
     touchdown::delete(home.path().join("a")).unwrap();
     assert_eq!(names(home.path()), ["b", "d"]);
+}
+
+/// A chunk that is encoded piece by piece: what is done of it shows, and a cancel is heeded within it.
+#[test]
+fn a_save_of_one_large_chunk_shows_its_progress_and_is_cancelled_within_it() {
+    let home = tempfile::tempdir().unwrap();
+    let engine =
+        Engine::new(EngineOptions { threads: 1, staging_bytes: 24 << 20, ..EngineOptions::default() }).unwrap();
+    let tree = Tree::new().with("w", array(&[10, 1000, 1001], DType::Float32, 9));
+    for cancel_at in [None, Some(3)] {
+        // Every large write waits until it was seen here.
+        let (tell, told) = channel::<Sender<()>>();
+        let store = Watched::new(move |operation| {
+            if matches!(operation, Operation::Write(_, len) if len > 100_000) {
+                let (answer, answered) = channel();
+                tell.send(answer).unwrap();
+                answered.recv().unwrap();
+            }
+            Ok(())
+        });
+        let leaf = LeafOptions { compression: Some(Compression::None), ..LeafOptions::default() };
+        let options = SaveOptions { zarr: Format::V2, leaf, store: Arc::new(store), ..SaveOptions::default() };
+        let job = engine.save(home.path().join("c"), &tree, &options).unwrap();
+        drop(options);
+        let mut seen = Vec::new();
+        for answer in told {
+            seen.push(job.progress().bytes_done);
+            if Some(seen.len()) == cancel_at {
+                job.cancel();
+            }
+            answer.send(()).unwrap();
+        }
+        match (cancel_at, job.wait()) {
+            (None, result) => {
+                assert_eq!(result.unwrap().bytes_logical, 40_040_000);
+                assert!(seen.len() > 4 && seen.is_sorted() && seen[seen.len() - 1] > 20_000_000, "{seen:?}");
+                touchdown::delete(home.path().join("c")).unwrap();
+            }
+            (Some(writes), result) => {
+                assert_eq!(result.unwrap_err().kind(), ErrorKind::Cancelled);
+                assert_eq!((seen.len(), names(home.path()).len()), (writes, 0));
+            }
+        }
+    }
+}
+
+/// The entries of directories that a save makes above its destination are durable before it is in place.
+#[test]
+fn new_directories_above_a_checkpoint_are_made_durable() {
+    let (engine, home) = (engine(), tempfile::tempdir().unwrap());
+    let seen: Arc<Mutex<Vec<String>>> = Arc::default();
+    let store = {
+        let (seen, root) = (Arc::clone(&seen), home.path().to_owned());
+        Watched::new(move |operation| {
+            let short = |path: &Path| path.strip_prefix(&root).unwrap().display().to_string();
+            let line = match operation {
+                Operation::CreateDir(path) => format!("make {}", short(path)),
+                Operation::SyncDir(path) => format!("sync {}", short(path)),
+                Operation::Rename(_, to) => format!("rename {}", short(to)),
+                _ => return Ok(()),
+            };
+            seen.lock().unwrap().push(line);
+            Ok(())
+        })
+    };
+    let options = SaveOptions { store: Arc::new(store), ..SaveOptions::default() };
+    save(&engine, &home.path().join("new/deeper/c"), &Tree::new().with("n", 1i64), &options).unwrap();
+    let seen = seen.lock().unwrap();
+    let at = |line: &str| seen.iter().position(|seen| seen == line).unwrap_or_else(|| panic!("{line}: {seen:?}"));
+    let order = ["make new", "sync ", "make new/deeper", "sync new", "rename new/deeper/c", "sync new/deeper"].map(at);
+    assert!(order.is_sorted(), "{order:?}");
 }
 
 #[test]

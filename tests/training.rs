@@ -22,7 +22,7 @@ use std::sync::{Arc, Condvar, Mutex};
 use std::time::{Duration, Instant};
 
 use serde_json::json;
-use stopping::Stopping;
+use stopping::stopping;
 use touchdown::io::{LocalStore, Store, StoreFile};
 use touchdown::training::{
     Checkpointer, CheckpointerOptions, PreservationPolicy, Pruning, SavePolicy, SeriesStep, StepChoice, StepNames,
@@ -765,7 +765,7 @@ fn check_after_crash(root: &Path, preserved: &[u64], restored: &[u64], saving: u
     drop(reader);
     // Then a writer that is killed while it tidies up, at every operation in turn.
     for stops in 0..4 {
-        let save = SaveOptions { store: Arc::new(Stopping::new(stops, true)), ..SaveOptions::default() };
+        let save = SaveOptions { store: Arc::new(stopping(stops, true)), ..SaveOptions::default() };
         let killed = Checkpointer::open(root, CheckpointerOptions { save, ..options() });
         drop(killed.map(|steps| steps.wait()));
         let reader = Checkpointer::open(root, CheckpointerOptions { read_only: true, ..options() }).unwrap();
@@ -801,7 +801,7 @@ fn a_crash_at_any_operation_of_a_save_or_a_removal_loses_nothing_that_is_preserv
                 steps.save(step, &tree(step), &loss(0.5)).unwrap();
             }
             steps.close().unwrap();
-            let save = SaveOptions { store: Arc::new(Stopping::new(stops, exchanges)), ..SaveOptions::default() };
+            let save = SaveOptions { store: Arc::new(stopping(stops, exchanges)), ..SaveOptions::default() };
             let crashing = CheckpointerOptions { save, ..keeping(PreservationPolicy::latest(2)) };
             let steps = Checkpointer::open(&root, crashing).unwrap();
             let with = StepOptions { overwrite, ..loss(0.25) };
@@ -840,7 +840,7 @@ fn a_crash_at_any_operation_of_pruning_loses_nothing_that_is_kept() {
         let dry = prune(&root, &Pruning { dry_run: true, ..pruning(Arc::new(LocalStore)) }).unwrap();
         assert_eq!(dry.removed.iter().map(|(step, _)| step.step).collect::<Vec<_>>(), [1, 3]);
         assert_eq!(names(&root).len(), 6);
-        let pruned = prune(&root, &pruning(Arc::new(Stopping::new(stops, true))));
+        let pruned = prune(&root, &pruning(Arc::new(stopping(stops, true))));
         let found = check_after_crash(&root, &[2, 4], &[], 5, &format!("pruning stopped at {stops}"));
         *seen.entry(found).or_insert(0) += 1;
         if pruned.is_ok() {
@@ -864,7 +864,7 @@ fn a_crash_while_the_roots_metadata_are_written_leaves_the_old_or_the_new() {
                 steps.set_root_metadata(&json!({"old": 1})).unwrap();
             }
             steps.close().unwrap();
-            let save = SaveOptions { store: Arc::new(Stopping::new(stops, true)), ..SaveOptions::default() };
+            let save = SaveOptions { store: Arc::new(stopping(stops, true)), ..SaveOptions::default() };
             let steps = Checkpointer::open(&root, CheckpointerOptions { save, ..options() }).unwrap();
             let set = steps.set_root_metadata(&json!({"new": 1}));
             drop(steps);

@@ -1,79 +1,136 @@
-//! A store that stops: saves and removals are killed between any two operations.
+//! Watched file systems: every operation of a save or a removal is told before it is done, and may be refused. One that stops is
+//! a process that is killed between any two operations.
 
 #![allow(dead_code, unreachable_pub, reason = "every test binary uses its own part of this module")]
 
+use std::fmt;
 use std::io;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use touchdown::io::{LocalStore, Store, StoreFile};
 
+/// What is about to be done.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Operation<'a> {
+    CreateDir(&'a Path),
+    Create(&'a Path),
+    Open(&'a Path),
+    /// So many bytes.
+    Write(&'a Path, usize),
+    Sync(&'a Path),
+    /// The file is let go.
+    Close,
+    SyncDir(&'a Path),
+    Rename(&'a Path, &'a Path),
+    Exchange(&'a Path, &'a Path),
+    RemoveFile(&'a Path),
+    RemoveDir(&'a Path),
+}
+
+type Watch = Arc<dyn Fn(Operation<'_>) -> io::Result<()> + Send + Sync>;
+
+/// The local file system behind a watch.
+#[derive(Clone)]
+pub struct Watched(Watch);
+
+impl Watched {
+    pub fn new(watch: impl Fn(Operation<'_>) -> io::Result<()> + Send + Sync + 'static) -> Self {
+        Self(Arc::new(watch))
+    }
+}
+
 /// A file system that stops at an operation: that one and all later ones fail, so that what is on disk stays as if the process
-/// had been killed there.
-#[derive(Debug)]
-pub struct Stopping {
-    left: Arc<AtomicU64>,
-    /// Whether two names can be exchanged in one step.
-    exchanges: bool,
-}
-
-impl Stopping {
-    /// One that does so many operations.
-    pub fn new(operations: u64, exchanges: bool) -> Self {
-        Self { left: Arc::new(AtomicU64::new(operations)), exchanges }
-    }
-
-    fn step(left: &AtomicU64) -> io::Result<()> {
+/// had been killed there. `exchanges`: whether two names can be exchanged in one step.
+pub fn stopping(operations: u64, exchanges: bool) -> Watched {
+    let left = AtomicU64::new(operations);
+    Watched::new(move |operation| {
+        if operation == Operation::Close {
+            return Ok(());
+        }
         let done = left.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |left| left.checked_sub(1));
-        done.map(drop).map_err(|_| io::Error::other("stopped"))
+        done.map_err(|_| io::Error::other("stopped"))?;
+        match operation {
+            Operation::Exchange(..) if !exchanges => Err(io::ErrorKind::Unsupported.into()),
+            _ => Ok(()),
+        }
+    })
+}
+
+impl fmt::Debug for Watched {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Watched")
     }
 }
 
-#[derive(Debug)]
-struct StoppingFile(Box<dyn StoreFile>, Arc<AtomicU64>);
+struct WatchedFile {
+    file: Box<dyn StoreFile>,
+    path: PathBuf,
+    watch: Watch,
+}
 
-impl StoreFile for StoppingFile {
+impl fmt::Debug for WatchedFile {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "WatchedFile({})", self.path.display())
+    }
+}
+
+impl Drop for WatchedFile {
+    fn drop(&mut self) {
+        drop((self.watch)(Operation::Close));
+    }
+}
+
+impl StoreFile for WatchedFile {
     fn write_at(&self, bytes: &[u8], offset: u64) -> io::Result<()> {
-        // Killed in the middle: half of it is there.
-        Stopping::step(&self.1).inspect_err(|_| drop(self.0.write_at(&bytes[..bytes.len() / 2], offset)))?;
-        self.0.write_at(bytes, offset)
+        // One that fails has written half.
+        let half = |_: &io::Error| drop(self.file.write_at(&bytes[..bytes.len() / 2], offset));
+        (self.watch)(Operation::Write(&self.path, bytes.len())).inspect_err(half)?;
+        self.file.write_at(bytes, offset)
     }
     fn sync(&self) -> io::Result<()> {
         // The machine keeps running, so what was written is there all the same.
-        Stopping::step(&self.1)
+        (self.watch)(Operation::Sync(&self.path))
     }
 }
 
-impl Store for Stopping {
+impl Watched {
+    fn file(&self, file: Box<dyn StoreFile>, path: &Path) -> Box<dyn StoreFile> {
+        Box::new(WatchedFile { file, path: path.to_owned(), watch: Arc::clone(&self.0) })
+    }
+}
+
+impl Store for Watched {
     fn create_dir(&self, path: &Path) -> io::Result<()> {
-        Self::step(&self.left)?;
+        (self.0)(Operation::CreateDir(path))?;
         LocalStore.create_dir(path)
     }
     fn create(&self, path: &Path) -> io::Result<Box<dyn StoreFile>> {
-        Self::step(&self.left)?;
-        Ok(Box::new(StoppingFile(LocalStore.create(path)?, Arc::clone(&self.left))))
+        (self.0)(Operation::Create(path))?;
+        Ok(self.file(LocalStore.create(path)?, path))
     }
-    fn sync_dir(&self, _: &Path) -> io::Result<()> {
-        Self::step(&self.left)
+    fn open(&self, path: &Path) -> io::Result<Box<dyn StoreFile>> {
+        (self.0)(Operation::Open(path))?;
+        Ok(self.file(LocalStore.open(path)?, path))
+    }
+    fn sync_dir(&self, path: &Path) -> io::Result<()> {
+        (self.0)(Operation::SyncDir(path))
     }
     fn rename_new(&self, from: &Path, to: &Path) -> io::Result<()> {
-        Self::step(&self.left)?;
+        (self.0)(Operation::Rename(from, to))?;
         LocalStore.rename_new(from, to)
     }
     fn exchange(&self, one: &Path, other: &Path) -> io::Result<()> {
-        Self::step(&self.left)?;
-        if !self.exchanges {
-            return Err(io::ErrorKind::Unsupported.into());
-        }
+        (self.0)(Operation::Exchange(one, other))?;
         LocalStore.exchange(one, other)
     }
     fn remove_file(&self, path: &Path) -> io::Result<()> {
-        Self::step(&self.left)?;
+        (self.0)(Operation::RemoveFile(path))?;
         LocalStore.remove_file(path)
     }
     fn remove_dir(&self, path: &Path) -> io::Result<()> {
-        Self::step(&self.left)?;
+        (self.0)(Operation::RemoveDir(path))?;
         LocalStore.remove_dir(path)
     }
 }

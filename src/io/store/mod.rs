@@ -5,18 +5,23 @@
 //!
 //! Must not know: what the files hold.
 
+mod leftovers;
 mod local;
+mod names;
+mod remove;
 mod staged;
 
 use std::fmt::Debug;
 use std::io;
 use std::path::Path;
 
+pub use leftovers::{Leftover, LeftoverKind, leftovers, remove_leftover};
 pub use local::LocalStore;
-pub use staged::{
-    Becomes, Leftover, LeftoverKind, StagedDir, deleted_name, is_staging, leftovers, random_bytes, random_name,
-    remove_leftover, remove_tree,
-};
+pub use names::{deleted_name, is_staging, random_bytes, random_name};
+pub use remove::remove_tree;
+pub use staged::{Becomes, StagedDir};
+
+use crate::error::{Error, ErrorKind};
 
 /// A file system as a saver sees it. Every method is one operation: a saver that stops between any two leaves the earlier ones
 /// done and the later ones not.
@@ -57,4 +62,15 @@ pub trait StoreFile: Send + Sync + Debug {
 
     /// Makes the contents durable.
     fn sync(&self) -> io::Result<()>;
+}
+
+/// The error of an operation on a file or directory that is being written.
+fn failed(error: io::Error, verb: &str, path: &Path) -> Error {
+    let what = match error.kind() {
+        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => "no space is left on the device".to_owned(),
+        io::ErrorKind::ReadOnlyFilesystem => "the file system is read-only".to_owned(),
+        io::ErrorKind::NotFound => "a directory vanished while it was written".to_owned(),
+        _ => format!("cannot {verb} a file or directory"),
+    };
+    Error::new(ErrorKind::Io, what).at("path", path.display()).caused_by(error)
 }

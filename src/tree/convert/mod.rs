@@ -172,6 +172,8 @@ impl<'a> Conversion<'a> {
             self.journal.note(&self.staged, self.cursor, &self.report.lossy, note)?;
         }
         self.report.bytes_stored = self.sink.finish(&mut self.staged)?;
+        // The last moment: without its journal it cannot be gone on with.
+        self.refuse_if_cancelled()?;
         self.journal.remove(&self.staged)
     }
 

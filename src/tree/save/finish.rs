@@ -3,9 +3,9 @@
 use std::collections::BTreeMap;
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use super::files::{DataFile, Written, new_data_file};
 use super::item::Item;
 use super::options::SaveOptions;
-use super::write::{DataFile, Written, new_data_file};
 use crate::error::{Error, Result};
 use crate::io::{StagedDir, store};
 use crate::kv::{Index, ocdbt};

@@ -8,6 +8,7 @@
 mod array;
 mod delete;
 mod encoders;
+mod files;
 mod finish;
 mod flush;
 mod gather;
@@ -19,6 +20,7 @@ mod work;
 mod write;
 
 pub use delete::{delete, delete_item};
+pub(in crate::tree) use files::{DataFile, Storage, Written};
 pub(in crate::tree) use finish::{finish_checkpoint, finish_tree, now_ns};
 pub(in crate::tree) use item::{Elements, Item, element};
 pub(in crate::tree) use job::Progress;
@@ -27,4 +29,4 @@ pub use options::{LeafChoice, LeafOptions, SaveOptions};
 pub(in crate::tree) use tree::Loaded;
 pub use tree::{NewArray, NewLeaf, NewPart, Tree, TreeItem};
 pub(in crate::tree) use work::{SaveWork, check_replaced};
-pub(in crate::tree) use write::{Context, DataFile, Storage, Written, write_arrays};
+pub(in crate::tree) use write::{Context, write_arrays};

@@ -1,6 +1,8 @@
 //! A save as the engine's driver gets it: items under a temporary name, then one rename.
 
 use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::Read;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -8,17 +10,18 @@ use std::time::Instant;
 
 use rayon::ThreadPool;
 
+use super::files::{Storage, Written};
 use super::finish::{finish_checkpoint, finish_tree, now_ns, write_json};
 use super::item::{Elements, Item};
 use super::job::{Progress, SaveJob, SaveReport};
 use super::options::SaveOptions;
 use super::tree::TreeItem;
-use super::write::{Context, Storage, Written, write_arrays};
+use super::write::{Context, write_arrays};
 use crate::dtype::CastPolicy;
 use crate::error::{Error, ErrorKind, Result};
 use crate::io::{Budget, StagedDir};
 use crate::layout::orbax::{checkpoint, json, names};
-use crate::layout::{Format, LayoutKind};
+use crate::layout::LayoutKind;
 use crate::relpath::RelPath;
 use crate::tree::OpenOptions;
 use crate::tree::checkpoint::describe;
@@ -213,13 +216,17 @@ pub(in crate::tree) fn check_replaced(path: &Path, overwrite: bool) -> Result<()
     // A damaged checkpoint is one.
     match describe(path, &OpenOptions { force: true, ..OpenOptions::default() }) {
         Ok((_, description)) if description.layout == LayoutKind::Steps => refused("a root of steps"),
-        Ok((_, description)) if metadata.is_file() && description.format != Format::Safetensors => {
-            refused("no safetensors file")
-        }
+        Ok(_) if metadata.is_file() && !starts_as_safetensors(path) => refused("no safetensors file"),
         Ok(_) => Ok(()),
         Err(_) if is_marked(path) => Ok(()),
         Err(_) => refused("no checkpoint"),
     }
+}
+
+/// Whether a file begins as every safetensors file does, damaged ones too: after the header's length comes a JSON object.
+fn starts_as_safetensors(path: &Path) -> bool {
+    let mut start = [0; 9];
+    File::open(path).and_then(|mut file| file.read_exact(&mut start)).is_ok_and(|()| start[8] == b'{')
 }
 
 /// The file of a JSON item.

@@ -8,13 +8,10 @@
 //! A unit is an inner chunk, or a chunk without inner chunks. Because offsets are given in order, the same tree makes the same
 //! files whatever the timing. A chunk whose inner chunks are too large for the budget is encoded piece by piece into a file of its
 //! own.
-//!
-//! Few files are open at once: one that is full is made durable and closed as soon as nothing is being written to it.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, HashSet};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
 
 use bytes::Bytes;
@@ -22,39 +19,16 @@ use rayon::ThreadPool;
 
 use super::array::{ArrayJob, Payload, Unit, Units};
 use super::encoders::Encoders;
-use super::flush::Flusher;
+use super::files::{self, Files, OpenValue, Storage, Written, aligned};
 use super::job::Progress;
-use super::options::SaveOptions;
 use crate::error::{Error, ErrorKind, Result};
-use crate::io::store::random_name;
-use crate::io::{Budget, Credit, StagedDir, StoreFile};
-use crate::kv::{Extent, FileId, Value};
+use crate::io::{Budget, Credit, StagedDir};
+use crate::kv::Value;
 use crate::layout::orbax::metadata::key_prefix;
-use crate::limits::{
-    ALIGN_BYTES, ALIGNED_VALUE_BYTES_MIN, SAVE_INLINE_BYTES_MAX, SAVE_OPEN_FILES_MAX, TASKS_PER_WORKER,
-};
+use crate::limits::{ALIGNED_VALUE_BYTES_MIN, SAVE_INLINE_BYTES_MAX, TASKS_PER_WORKER};
 use crate::relpath::RelPath;
 use crate::zarr::Endian;
 use crate::zarr::shard::encode_index;
-
-/// Where values go.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(in crate::tree) enum Storage {
-    /// Data files of a database, cut when they have reached this many bytes.
-    Database { data_file_bytes: u64 },
-    /// One file a value.
-    Directories,
-}
-
-impl Storage {
-    /// What these options mean.
-    pub(in crate::tree) fn of(options: &SaveOptions) -> Self {
-        match options.ocdbt {
-            true => Self::Database { data_file_bytes: options.data_file_bytes },
-            false => Self::Directories,
-        }
-    }
-}
 
 /// What a write needs from outside.
 pub(in crate::tree) struct Context<'a> {
@@ -69,44 +43,6 @@ pub(in crate::tree) struct Context<'a> {
     pub(in crate::tree) sync: bool,
 }
 
-/// What was written: the entries of the database and its files, or nothing where every value is a file. Later arrays can be
-/// written after it.
-#[derive(Debug, Default)]
-pub(in crate::tree) struct Written {
-    /// Data files.
-    pub(in crate::tree) files: Vec<RelPath>,
-    pub(in crate::tree) entries: Vec<(Bytes, Value)>,
-    /// The data file that is not full yet, where later values and the nodes go. All others are closed.
-    pub(in crate::tree) open: Option<DataFile>,
-    /// Bytes of all values.
-    pub(in crate::tree) bytes: u64,
-    /// Every file that was made.
-    pub(in crate::tree) made_files: Vec<RelPath>,
-    /// Directories of values that exist.
-    pub(in crate::tree) made_dirs: HashSet<RelPath>,
-}
-
-/// A data file that is not full.
-#[derive(Clone, Debug)]
-pub(in crate::tree) struct DataFile {
-    pub(in crate::tree) id: FileId,
-    pub(in crate::tree) file: Arc<dyn StoreFile>,
-    /// How long it is.
-    pub(in crate::tree) end: u64,
-}
-
-impl Written {
-    /// The path of a data file.
-    pub(in crate::tree) fn path(&self, file: FileId) -> Result<&RelPath> {
-        self.files.get(file.0 as usize).ok_or_else(|| Error::bug("a data file without a path"))
-    }
-
-    pub(super) fn add_file(&mut self, path: RelPath) -> FileId {
-        self.files.push(path);
-        FileId(u32::try_from(self.files.len() - 1).unwrap_or(u32::MAX))
-    }
-}
-
 /// Writes the parts of all arrays in whole chunks, and their metadata, after what was written before.
 ///
 /// # Errors
@@ -117,65 +53,39 @@ pub(in crate::tree) fn write_arrays(
     written: Written,
 ) -> Result<Written> {
     let (send, receive) = channel();
+    let Context { pool, budget, progress, staged, dir, storage, sync } = context;
+    let files = {
+        let send = send.clone();
+        // The driver waits for every report, so somebody receives it.
+        let tell = Arc::new(move |report| _ = send.send(Report::File(report)));
+        Files::new(staged, (dir, storage), sync, written, tell)
+    };
     let mut drive = Drive {
         jobs,
-        units: Units::new(jobs, context.budget.total()),
+        pool,
+        budget,
+        progress,
+        sync,
+        units: Units::new(jobs, budget.total()),
         send,
         receive,
         encoders: Arc::default(),
         encoded: BTreeMap::new(),
         admitted: 0,
         placed: 0,
-        at_work: 0,
         encoding: 0,
-        open_files: usize::from(written.open.is_some()),
-        writing: HashMap::new(),
         error: None,
         value: None,
-        written,
-        unflushed: 0,
-        flusher: None,
-        flushing: false,
-        context,
+        files,
     };
     drive.run()?;
-    Ok(drive.written)
+    Ok(drive.files.written)
 }
 
 /// What a task reports.
 enum Report {
-    Encoded {
-        number: u64,
-        encoded: Result<Encoded>,
-        streamed: bool,
-    },
-    /// `closed`: it was the last write to a file of its own.
-    Written {
-        to: Place,
-        result: std::io::Result<()>,
-        closed: bool,
-    },
-    Flushed {
-        file: FileId,
-        full: bool,
-        result: std::io::Result<()>,
-    },
-}
-
-/// A file that values are written to.
-#[derive(Clone, Debug)]
-enum Place {
-    Data(FileId),
-    Own(RelPath),
-}
-
-/// A data file that is being written to.
-struct Writing {
-    file: Arc<dyn StoreFile>,
-    /// Writes that have not reported.
-    pending: usize,
-    /// Whether no more will come.
-    full: bool,
+    Encoded { number: u64, encoded: Result<Encoded>, streamed: bool },
+    File(files::Report),
 }
 
 /// A unit that is ready to be placed.
@@ -185,20 +95,12 @@ struct Encoded {
     _credit: Credit,
 }
 
-/// A value whose inner chunks are being placed.
-struct OpenValue {
-    file: Arc<dyn StoreFile>,
-    place: Place,
-    /// Where the value starts in its file; its length so far.
-    start: u64,
-    len: u64,
-    entries: Vec<Option<(u64, u64)>>,
-    /// Writes of a file of its own that are not done, and one for more to come.
-    pending: Arc<AtomicUsize>,
-}
-
 struct Drive<'a> {
     jobs: &'a Arc<Vec<ArrayJob>>,
+    pool: &'a ThreadPool,
+    budget: &'a Arc<Budget>,
+    progress: &'a Arc<Progress>,
+    sync: bool,
     units: Units<'a>,
     send: Sender<Report>,
     receive: Receiver<Report>,
@@ -207,22 +109,12 @@ struct Drive<'a> {
     encoded: BTreeMap<u64, Encoded>,
     admitted: u64,
     placed: u64,
-    /// Tasks that have not reported; those of them that encode.
-    at_work: usize,
+    /// Tasks that encode and have not reported.
     encoding: usize,
-    /// Files that are open, about to be closed or written by a task.
-    open_files: usize,
-    /// Data files that are written to or full and not yet durable.
-    writing: HashMap<FileId, Writing>,
     error: Option<(u64, Error)>,
+    /// The value whose inner chunks are being placed.
     value: Option<OpenValue>,
-    written: Written,
-    /// Bytes written to data files since they were last made durable.
-    unflushed: u64,
-    /// The thread that does so, and whether it is at work.
-    flusher: Option<Flusher<(FileId, bool)>>,
-    flushing: bool,
-    context: Context<'a>,
+    files: Files<'a>,
 }
 
 impl Drive<'_> {
@@ -242,13 +134,18 @@ impl Drive<'_> {
                     }
                 }
             }
-            if self.at_work == 0 {
+            if self.is_idle() {
                 break;
             }
-            let report = self.receive.recv().map_err(|_| Error::bug("the tasks of a save are gone"))?;
-            self.at_work -= 1;
-            self.heard(report)?;
-            while self.open_files < SAVE_OPEN_FILES_MAX
+            match self.receive.recv().map_err(|_| Error::bug("the tasks of a save are gone"))? {
+                Report::Encoded { number, encoded, streamed } => self.heard(number, encoded, streamed),
+                Report::File(report) => {
+                    if let Some(error) = self.files.heard(report)? {
+                        self.fail(u64::MAX, error);
+                    }
+                }
+            }
+            while self.files.has_room()
                 && let Some(encoded) = self.encoded.remove(&self.placed)
             {
                 self.placed += 1;
@@ -260,53 +157,27 @@ impl Drive<'_> {
         if let Some((_, error)) = self.error.take() {
             return Err(error);
         }
-        self.context.progress.refuse_if_cancelled()
+        self.progress.refuse_if_cancelled()
     }
 
-    fn heard(&mut self, report: Report) -> Result<()> {
-        match report {
-            Report::Encoded { number, encoded, streamed } => {
-                self.encoding -= 1;
-                self.open_files -= usize::from(streamed);
-                match encoded {
-                    Ok(encoded) => _ = self.encoded.insert(number, encoded),
-                    Err(error) => self.fail(number, error),
-                }
-            }
-            Report::Written { to, result, closed } => {
-                self.open_files -= usize::from(closed);
-                if let Err(error) = result {
-                    let path = match &to {
-                        Place::Data(file) => self.written.path(*file)?,
-                        Place::Own(path) => path,
-                    };
-                    let error = self.context.staged.failed(error, "write", path);
-                    self.fail(u64::MAX, error);
-                }
-                if let Place::Data(file) = to {
-                    if let Some(writing) = self.writing.get_mut(&file) {
-                        writing.pending -= 1;
-                    }
-                    self.seal(file)?;
-                    self.flush(file)?;
-                }
-            }
-            Report::Flushed { file, full, result } => {
-                if let Err(error) = result {
-                    let error = self.context.staged.failed(error, "sync", self.written.path(file)?);
-                    self.fail(u64::MAX, error);
-                }
-                match full {
-                    true => self.open_files -= 1,
-                    false => self.flushing = false,
-                }
-            }
+    fn heard(&mut self, number: u64, encoded: Result<Encoded>, streamed: bool) {
+        self.encoding -= 1;
+        if streamed {
+            self.files.closed();
         }
-        Ok(())
+        match encoded {
+            Ok(encoded) => _ = self.encoded.insert(number, encoded),
+            Err(error) => self.fail(number, error),
+        }
+    }
+
+    /// Whether no task is left.
+    fn is_idle(&self) -> bool {
+        self.encoding == 0 && self.files.is_idle()
     }
 
     fn stopping(&self) -> bool {
-        self.error.is_some() || self.context.progress.is_cancelled()
+        self.error.is_some() || self.progress.is_cancelled()
     }
 
     fn fail(&mut self, number: u64, error: Error) {
@@ -322,32 +193,28 @@ impl Drive<'_> {
         for job in self.jobs.iter().filter(|job| !job.described) {
             let document = job.new.metadata()?;
             let key = stored_key(&job.name, job.new.format.metadata_key());
-            match self.context.storage {
-                Storage::Database { .. } => {
-                    let document = match documents.get(document.as_slice()) {
-                        Some(document) => document.clone(),
-                        None => {
-                            let document = Bytes::from(document);
-                            documents.insert(document.clone());
-                            document
-                        }
-                    };
-                    self.written.entries.push((key.into_bytes().into(), Value::Inline(document)));
-                }
-                Storage::Directories => {
-                    let path = self.make_dir_of(&key)?;
-                    self.context.staged.write(&path, &document, self.context.sync)?;
-                }
+            if !self.files.in_database() {
+                self.files.document(&key, &document)?;
+                continue;
             }
+            let document = match documents.get(document.as_slice()) {
+                Some(document) => document.clone(),
+                None => {
+                    let document = Bytes::from(document);
+                    documents.insert(document.clone());
+                    document
+                }
+            };
+            self.files.written.entries.push((key.into_bytes().into(), Value::Inline(document)));
         }
         Ok(())
     }
 
     /// Starts a unit, or gives it back if there is no room for it now.
     fn admit(&mut self, unit: Unit) -> Result<Option<Unit>> {
-        let (job, cost, budget) = (&self.jobs[unit.array], unit.cost, self.context.budget);
-        let workers = self.context.pool.current_num_threads();
-        if self.encoding >= workers * TASKS_PER_WORKER || cost.streamed() && self.open_files >= SAVE_OPEN_FILES_MAX {
+        let (job, cost, budget) = (&self.jobs[unit.array], unit.cost, self.budget);
+        let workers = self.pool.current_num_threads();
+        if self.encoding >= workers * TASKS_PER_WORKER || cost.streamed() && !self.files.has_room() {
             return Ok(Some(unit));
         }
         let reserved = self.encoders.reserve(job, cost.encoder, budget);
@@ -359,24 +226,24 @@ impl Drive<'_> {
             }
         });
         let Some((mut reserved, credit)) = taken else {
-            if self.at_work == 0 && budget.total() < cost.total() {
+            if self.is_idle() && budget.total() < cost.total() {
                 return Err(job.over_budget(budget.total()).unwrap_or_else(|| Error::bug("a unit has no room")));
             }
             if self.encoding == 0 {
                 // Better no encoder that waits than none that works.
                 self.encoders.clear();
-                return if self.at_work == 0 { self.admit(unit) } else { Ok(Some(unit)) };
+                return if self.is_idle() { self.admit(unit) } else { Ok(Some(unit)) };
             }
             return Ok(Some(unit));
         };
         let number = self.admitted;
         self.admitted += 1;
         let own = match cost.streamed() {
-            true => Some(self.own_file(&unit)?),
+            true => Some(self.files.alone(&stored_key(&job.name, &job.keys.key(&unit.chunk)))?),
             false => None,
         };
         let (jobs, encoders, progress, sync) =
-            (Arc::clone(self.jobs), Arc::clone(&self.encoders), Arc::clone(self.context.progress), self.context.sync);
+            (Arc::clone(self.jobs), Arc::clone(&self.encoders), Arc::clone(self.progress), self.sync);
         self.spawn(number, cost.streamed(), move || {
             let job = &jobs[unit.array];
             let encoder = reserved.ready()?;
@@ -401,10 +268,9 @@ impl Drive<'_> {
     }
 
     fn spawn(&mut self, number: u64, streamed: bool, task: impl FnOnce() -> Result<Encoded> + Send + 'static) {
-        self.at_work += 1;
         self.encoding += 1;
         let send = self.send.clone();
-        self.context.pool.spawn(move || {
+        self.pool.spawn(move || {
             let encoded = catch_unwind(AssertUnwindSafe(task)).unwrap_or_else(|_| Err(Error::bug("a worker panicked")));
             // The driver waits for every report, so somebody receives it.
             let _ = send.send(Report::Encoded { number, encoded, streamed });
@@ -418,26 +284,21 @@ impl Drive<'_> {
         let key = stored_key(&job.name, &job.keys.key(&unit.chunk));
         let (body, mut tail) = match payload {
             Payload::File(path, len) => {
-                self.written.bytes += len;
-                if let Storage::Database { .. } = self.context.storage {
-                    let file = self.written.add_file(path);
-                    self.written.entries.push((key.into(), Value::Extent(Extent { file, offset: 0, len })));
-                }
+                self.files.add_alone(key, path, len);
                 return Ok(());
             }
             Payload::Bytes(body, tail) => (body, tail),
             Payload::Absent => (Bytes::new(), Vec::new()),
         };
         let len = (body.len() + tail.len()) as u64;
-        let database = matches!(self.context.storage, Storage::Database { .. });
-        if database && unit.of == 1 && len <= SAVE_INLINE_BYTES_MAX {
-            self.written.bytes += len;
-            self.written.entries.push((key.into(), Value::Inline([&body[..], &tail].concat().into())));
+        if self.files.in_database() && unit.of == 1 && len <= SAVE_INLINE_BYTES_MAX {
+            self.files.add_inline(key, [&body[..], &tail].concat().into());
             return Ok(());
         }
+        // A value with inner chunks, or a large one, is aligned: any of the inner chunks may be worth a read of its own.
         let mut value = match self.value.take() {
             Some(value) => value,
-            None => self.open_value(&key, unit.of > 1 || len >= ALIGNED_VALUE_BYTES_MIN)?,
+            None => self.files.begin(&key, unit.of > 1 || len >= ALIGNED_VALUE_BYTES_MIN)?,
         };
         // Inner chunks that are worth a read of their own start where direct reads can start.
         let at = if len >= ALIGNED_VALUE_BYTES_MIN && unit.of > 1 { aligned(value.len) } else { value.len };
@@ -453,183 +314,16 @@ impl Drive<'_> {
             value.len += index.len() as u64;
             tail.extend(index);
         }
-        self.write(&value, at, (body, tail), credit, last);
-        if last {
-            self.written.bytes += value.len;
-            if let (Place::Data(file), Some(open)) = (&value.place, &mut self.written.open) {
-                open.end = value.start + value.len;
-                let extent = Extent { file: *file, offset: value.start, len: value.len };
-                self.written.entries.push((key.into(), Value::Extent(extent)));
-            }
-        } else {
-            self.value = Some(value);
+        self.files.write(self.pool, (&value, at), (body, tail), credit, last);
+        match last {
+            true => self.files.end(key, &value),
+            false => self.value = Some(value),
         }
         Ok(())
     }
-
-    /// Starts a value: where the last one ended in the data file at hand, in a new data file, or in a file of its own. One with
-    /// inner chunks, or a large one, is aligned: any of the inner chunks may be worth a read of its own.
-    fn open_value(&mut self, key: &str, align: bool) -> Result<OpenValue> {
-        let pending = Arc::new(AtomicUsize::new(1));
-        let Storage::Database { data_file_bytes } = self.context.storage else {
-            let path = self.make_dir_of(key)?;
-            let file = Arc::from(self.context.staged.file(&path)?);
-            self.open_files += 1;
-            return Ok(OpenValue { file, place: Place::Own(path), start: 0, len: 0, entries: Vec::new(), pending });
-        };
-        if let Some(full) = self.written.open.take_if(|open| open.end >= data_file_bytes) {
-            self.writing.entry(full.id).or_insert(Writing { file: full.file, pending: 0, full: true }).full = true;
-            self.seal(full.id)?;
-        }
-        let open = match &self.written.open {
-            Some(open) => open,
-            None => {
-                let (file, path) = self.data_file()?;
-                self.open_files += 1;
-                let id = self.written.add_file(path);
-                self.written.open.insert(DataFile { id, file, end: 0 })
-            }
-        };
-        let start = if align { aligned(open.end) } else { open.end };
-        let (file, place) = (Arc::clone(&open.file), Place::Data(open.id));
-        Ok(OpenValue { file, place, start, len: 0, entries: Vec::new(), pending })
-    }
-
-    fn write(&mut self, value: &OpenValue, at: u64, (body, tail): (Bytes, Vec<u8>), credit: Credit, last: bool) {
-        let (file, to, offset) = (Arc::clone(&value.file), value.place.clone(), value.start + at);
-        let own = matches!(to, Place::Own(_));
-        // A file of its own is made durable by whoever writes the last of its bytes.
-        let sync = self.context.sync && own;
-        let pending = Arc::clone(&value.pending);
-        if !last {
-            pending.fetch_add(1, Ordering::AcqRel);
-        }
-        if let Place::Data(id) = to {
-            let new = || Writing { file: Arc::clone(&file), pending: 0, full: false };
-            self.writing.entry(id).or_insert_with(new).pending += 1;
-        }
-        self.at_work += 1;
-        self.unflushed += (body.len() + tail.len()) as u64;
-        let send = self.send.clone();
-        self.context.pool.spawn(move || {
-            let mut closed = false;
-            let write = || {
-                if !body.is_empty() {
-                    file.write_at(&body, offset)?;
-                }
-                if !tail.is_empty() {
-                    file.write_at(&tail, offset + body.len() as u64)?;
-                }
-                Ok(())
-            };
-            let mut result = catch_unwind(AssertUnwindSafe(write)).unwrap_or_else(|_| Err(panicked()));
-            if pending.fetch_sub(1, Ordering::AcqRel) == 1 && own {
-                closed = true;
-                if sync && result.is_ok() {
-                    result = catch_unwind(AssertUnwindSafe(|| file.sync())).unwrap_or_else(|_| Err(panicked()));
-                }
-            }
-            drop((file, body, tail, credit));
-            let _ = send.send(Report::Written { to, result, closed });
-        });
-    }
-
-    /// Makes a full data file durable and closes it, if nothing is being written to it any more.
-    fn seal(&mut self, id: FileId) -> Result<()> {
-        if !self.writing.get(&id).is_some_and(|writing| writing.full && writing.pending == 0) {
-            return Ok(());
-        }
-        let Some(writing) = self.writing.remove(&id) else { return Ok(()) };
-        match self.context.sync {
-            true => self.flusher()?.flush(writing.file, (id, true)),
-            false => {
-                self.open_files -= 1;
-                return Ok(());
-            }
-        }
-        self.at_work += 1;
-        Ok(())
-    }
-
-    /// Has a data file made durable while others are encoded, so that little is left to wait for at the end.
-    fn flush(&mut self, id: FileId) -> Result<()> {
-        if !self.context.sync || self.flushing || self.unflushed < FLUSH_BYTES {
-            return Ok(());
-        }
-        let Some(writing) = self.writing.get(&id) else { return Ok(()) };
-        let file = Arc::clone(&writing.file);
-        self.flusher()?.flush(file, (id, false));
-        (self.flushing, self.unflushed) = (true, 0);
-        self.at_work += 1;
-        Ok(())
-    }
-
-    fn flusher(&mut self) -> Result<&Flusher<(FileId, bool)>> {
-        match &mut self.flusher {
-            Some(flusher) => Ok(flusher),
-            none => {
-                let send = self.send.clone();
-                // The driver waits for every report, so somebody receives it.
-                let done = move |result, (file, full)| _ = send.send(Report::Flushed { file, full, result });
-                Ok(none.insert(Flusher::new(done)?))
-            }
-        }
-    }
-
-    /// A file for one unit alone.
-    fn own_file(&mut self, unit: &Unit) -> Result<(Arc<dyn StoreFile>, RelPath)> {
-        self.open_files += 1;
-        let job = &self.jobs[unit.array];
-        match self.context.storage {
-            Storage::Database { .. } => self.data_file(),
-            Storage::Directories => {
-                let path = self.make_dir_of(&stored_key(&job.name, &job.keys.key(&unit.chunk)))?;
-                Ok((Arc::from(self.context.staged.file(&path)?), path))
-            }
-        }
-    }
-
-    fn data_file(&mut self) -> Result<(Arc<dyn StoreFile>, RelPath)> {
-        let (file, path) = new_data_file(self.context.staged, &self.context.dir)?;
-        self.written.made_files.push(path.clone());
-        Ok((file, path))
-    }
-
-    /// The path of a value that is a file, after making its directories.
-    fn make_dir_of(&mut self, key: &str) -> Result<RelPath> {
-        let path = self.context.dir.join(key)?;
-        if let Some((dir, _)) = key.rsplit_once('/') {
-            let dir = self.context.dir.join(dir)?;
-            if !self.written.made_dirs.contains(&dir) {
-                self.context.staged.dir(&dir)?;
-                self.written.made_dirs.insert(dir);
-            }
-        }
-        self.written.made_files.push(path.clone());
-        Ok(path)
-    }
-}
-
-/// A data file of a database, with a name that no other has, as TensorStore names them.
-pub(super) fn new_data_file(staged: &mut StagedDir, database: &RelPath) -> Result<(Arc<dyn StoreFile>, RelPath)> {
-    let dir = database.join("d")?;
-    staged.dir(&dir)?;
-    let path = dir.join(format!("{}{}", random_name()?, random_name()?))?;
-    Ok((Arc::from(staged.file(&path)?), path))
 }
 
 /// The key of a value: the array's prefix and the rest.
 fn stored_key(name: &str, rest: &str) -> String {
     format!("{}{rest}", key_prefix(name))
 }
-
-fn panicked() -> std::io::Error {
-    std::io::Error::other("a worker panicked")
-}
-
-const fn aligned(at: u64) -> u64 {
-    at.next_multiple_of(ALIGN_BYTES)
-}
-
-/// Bytes that are written before the disk is asked to make them durable in the background: enough for it to work at full speed.
-const FLUSH_BYTES: u64 = 64 << 20;

@@ -1,6 +1,6 @@
 //! Leaves and stored arrays of one item: layout, database and array metadata put together.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -22,7 +22,7 @@ use crate::need::{Answer, Asker, DirEntry, EntryKind, Need, unfit};
 use crate::plan::{StoredArray, Values, stored_positions};
 use crate::relpath::RelPath;
 use crate::shape::{Region, element_count};
-use crate::zarr::{ArrayMeta, ByteCodec, Chunk, ChunkKeys, Endian, Grid, Layout, parse_v2, parse_v3};
+use crate::zarr::{ArrayMeta, ByteCodec, Chunk, ChunkKeys, Endian, Grid, Layout, MetaError, parse_v2, parse_v3};
 
 /// What one item holds.
 #[derive(Debug, Default)]
@@ -127,7 +127,7 @@ pub(super) async fn read_orbax(ask: &Asker, dir: &RelPath) -> Result<Catalog> {
         TreeRead::Tree(item) => *item,
         TreeRead::NoStructure { listing } => store.item_from_keys(ask, listing).await?,
     };
-    let mut builder = Builder { store, catalog: Catalog::default() };
+    let mut builder = Builder { store, catalog: Catalog::default(), parsed: HashMap::new() };
     builder.build(ask, item).await?;
     Ok(builder.catalog)
 }
@@ -279,9 +279,36 @@ struct Found {
     in_index: bool,
 }
 
+impl Found {
+    fn parse(&self) -> Result<ArrayMeta, MetaError> {
+        if self.meta == META_KEYS[0] { parse_v3(&self.bytes) } else { parse_v2(&self.bytes) }
+    }
+}
+
+/// Parses metadata documents, each different one once (arrays of one shape and type have the same), on all cores if there are
+/// many. Those that make no sense are left out. No document is both of v2 and of v3.
+fn parse_all<'a>(found: impl Iterator<Item = &'a Found>) -> HashMap<Bytes, Arc<ArrayMeta>> {
+    let mut seen = HashSet::new();
+    let distinct: Vec<&Found> = found.filter(|found| seen.insert(&found.bytes)).collect();
+    let parse = |some: &[&Found]| -> Vec<(Bytes, Arc<ArrayMeta>)> {
+        some.iter().filter_map(|found| Some((found.bytes.clone(), Arc::new(found.parse().ok()?)))).collect()
+    };
+    let threads = std::thread::available_parallelism().map_or(1, usize::from);
+    if threads == 1 || distinct.len() < DOCUMENTS_PARSED_ALONE {
+        return parse(&distinct).into_iter().collect();
+    }
+    std::thread::scope(|scope| {
+        let parts = distinct.chunks(distinct.len().div_ceil(threads));
+        let parts: Vec<_> = parts.map(|part| scope.spawn(move || parse(part))).collect();
+        // A part that is lost is parsed again where it is needed.
+        parts.into_iter().flat_map(|part| part.join().unwrap_or_default()).collect()
+    })
+}
+
 struct Builder {
     store: Store,
     catalog: Catalog,
+    parsed: HashMap<Bytes, Arc<ArrayMeta>>,
 }
 
 impl Builder {
@@ -300,6 +327,7 @@ impl Builder {
             }
         }
         let found = self.store.metas(ask, &names, item.use_zarr3).await?;
+        self.parsed = parse_all(found.iter().flatten());
         let mut found = names.iter().zip(found);
         let mut meshes: HashMap<Arc<SavedMesh>, usize> = HashMap::new();
         for leaf in &item.leaves {
@@ -357,19 +385,18 @@ impl Builder {
                 .at("array", name)
                 .expected("`zarr.json` or `.zarray`")
         })?;
-        let parse = if found.meta == META_KEYS[0] { parse_v3 } else { parse_v2 };
-        let meta =
-            parse(&found.bytes).map_err(|error| Error::from(error).at("metadata", found.meta).at("array", name))?;
+        let meta = match self.parsed.get(&found.bytes) {
+            Some(meta) => Arc::clone(meta),
+            // It is one that makes no sense: parsed again, it says why.
+            None => Arc::new(
+                found.parse().map_err(|error| Error::from(error).at("metadata", found.meta).at("array", name))?,
+            ),
+        };
         let values = match (&self.store.index, found.in_index) {
             (Some(index), true) => Values::Keys { index: Arc::clone(index), prefix: key_prefix(name).into_bytes() },
             _ => Values::Directory(self.store.dir.join(name)?),
         };
-        self.catalog.arrays.push(StoredArray {
-            name: name.to_owned(),
-            meta: Arc::new(meta),
-            values,
-            every_chunk_stored,
-        });
+        self.catalog.arrays.push(StoredArray { name: name.to_owned(), meta, values, every_chunk_stored });
         Ok(self.catalog.arrays.len() - 1)
     }
 
@@ -540,3 +567,6 @@ pub(super) fn plain_meta(dtype: DType, shape: Vec<u64>, codecs: Vec<ByteCodec>) 
 
 /// The keys of array metadata, zarr v3 first.
 const META_KEYS: [&str; 2] = ["zarr.json", ".zarray"];
+
+/// As many metadata documents are parsed before a thread has been started.
+const DOCUMENTS_PARSED_ALONE: usize = 256;

@@ -6,7 +6,10 @@
 
 `make` saves a state of 73 arrays (8 layers of bfloat16 weights and a float32 embedding, normally distributed, about 1.1 GB), by
 rows over eight CPU devices, with Orbax v1 (zarr 3, zstd 3), Orbax v0 (zarr 2, zstd 1) and safetensors, has Touchdown convert it to
-its own profiles, and saves 5,000 small arrays with Orbax.
+its own profiles, and saves 5,000 small arrays, a stack of layers in four-dimensional arrays, and states of 0.1 to 8 GB with Orbax.
+What the weights are like to a compressor is in `histogram.json`: how often each exponent byte of the bfloat16 weights occurs.
+
+Groups that say cold have the files' pages dropped before every load, and look that none is left (`fincore`).
 
 `run` starts every loader in a process of its own, round after round. Every job ends with all arrays in memory that the loader
 owns, in the stored types. `call` is the time from the call to the last array, imports and engine start-up apart; `process` is the
@@ -17,6 +20,7 @@ output; nothing is left out but one round that warms the page cache.
 import argparse
 import glob
 import json
+import math
 import os
 import pathlib
 import platform
@@ -29,6 +33,8 @@ import zlib
 HERE = pathlib.Path(__file__).resolve().parent
 TOUCHDOWN = os.environ.get('TOUCHDOWN', str(HERE.parent / 'target/release/touchdown'))
 LAYERS, WIDTH = 8, 2048
+# States of so many GB, in arrays of 32 MiB.
+SIZES = [0.1, 0.5, 2, 8]
 
 # name: (checkpoint, loader, arguments)
 JOBS = {
@@ -53,6 +59,16 @@ JOBS = {
         ('touchdown, uncompressed, --verify off', 'own_none', 'touchdown', ['--devices', 'cpu:8', '--verify', 'off']),
         ('orbax v1', 'orbax_v1', 'orbax_v1', []),
     ],
+    'zstd 3 of ours against the same of orbax': [
+        ('touchdown, inner chunks, checksums', 'own_zstd3', 'touchdown', ['--devices', 'cpu:8']),
+        ('touchdown, as orbax saved it', 'orbax_v1', 'touchdown', ['--devices', 'cpu:8']),
+        ('orbax v1', 'orbax_v1', 'orbax_v1', []),
+    ],
+    'layers stacked in 4-D arrays': [
+        ('touchdown', 'stacked', 'touchdown', ['--devices', 'cpu:8']),
+        ('orbax v1', 'stacked', 'orbax_v1', []),
+        ('tensorstore', 'stacked', 'tensorstore', ['zarr3']),
+    ],
     'safetensors': [
         ('touchdown, over 8 devices', 'model.safetensors', 'touchdown',
          ['--devices', 'cpu:8', '--spec', 'layers**=device', '--spec', 'embedding=device']),
@@ -66,6 +82,23 @@ JOBS = {
     'one layer of the 5,000 leaves': [
         ('touchdown', 'small', 'touchdown', ['--only', 'l7/**']),
     ],
+    'cold: orbax default, 8 devices': [
+        ('touchdown', 'orbax_v1', 'touchdown', ['--devices', 'cpu:8']),
+        ('orbax v1', 'orbax_v1', 'orbax_v1', []),
+        ('tensorstore', 'orbax_v1', 'tensorstore', ['zarr3']),
+    ],
+    'cold: safetensors': [
+        ('touchdown, over 8 devices', 'model.safetensors', 'touchdown',
+         ['--devices', 'cpu:8', '--spec', 'layers**=device', '--spec', 'embedding=device']),
+        ('safetensors load_file', 'model.safetensors', 'safetensors', []),
+        ('pread loop', 'model.safetensors', 'pread', []),
+    ],
+} | {
+    f'{gigabytes} GB of bfloat16': [
+        ('touchdown', f'size_{gigabytes}', 'touchdown', ['--devices', 'cpu:8']),
+        ('orbax v1', f'size_{gigabytes}', 'orbax_v1', []),
+    ]
+    for gigabytes in SIZES
 }
 
 
@@ -130,7 +163,18 @@ def make(folder):
     safetensors.numpy.save_file(flat, folder / 'model.safetensors')
     small = {f'l{layer}': {f'w{at}': rng.standard_normal((16, 16), np.float32) for at in range(50)} for layer in range(100)}
     v1.save((folder / 'small').absolute(), small)
-    for name, compression in [('own_gpu', 'gpu'), ('own_none', 'none')]:
+    counts = np.bincount((tree['layers'][0]['up'].view(np.uint16) >> 7 & 0xFF).ravel(), minlength=256)
+    (folder / 'histogram.json').write_text(json.dumps({int(at): int(counts[at]) for at in np.flatnonzero(counts)}))
+    stacked = {name: (rng.standard_normal((LAYERS, 16, 128, WIDTH), np.float32) * np.float32(0.02)).astype(ml_dtypes.bfloat16)
+               for name in ['q', 'k', 'v', 'o']}
+    heads = NamedSharding(Mesh(np.array(jax.devices()), ['x']), PartitionSpec(None, 'x'))
+    v1.save((folder / 'stacked').absolute(), jax.tree.map(lambda array: jax.device_put(array, heads), stacked))
+    rows_of_32_mib = (rng.standard_normal((8192, WIDTH), np.float32) * np.float32(0.02)).astype(ml_dtypes.bfloat16)
+    for gigabytes in SIZES:
+        count = max(1, round(gigabytes * 1e9 / rows_of_32_mib.nbytes))
+        sized = {f'w{at}': jax.device_put(rows_of_32_mib, rows) for at in range(count)}
+        v1.save((folder / f'size_{gigabytes}').absolute(), sized)
+    for name, compression in [('own_gpu', 'gpu'), ('own_none', 'none'), ('own_zstd3', 'zstd:3')]:
         subprocess.run([TOUCHDOWN, 'convert', folder / 'orbax_v1', folder / name, '--to', 'orbax',
                         '--compression', compression], check=True, stdout=subprocess.DEVNULL)
     print(json.dumps({'bytes': sum(leaf.nbytes for leaf in flat.values()), 'arrays': len(flat)}))
@@ -247,6 +291,18 @@ def start(folder, checkpoint, loader, arguments):
             'bytes_read': said.get('bytes_read'), 'peak_mb': said.get('peak_mb', said.get('peak_host_bytes', 0) >> 20)}
 
 
+def evict(path):
+    """Drops the pages of all files from the cache, and makes sure that they are gone."""
+    files = [path] if path.is_file() else [file for file in path.rglob('*') if file.is_file()]
+    for file in files:
+        with open(file, 'rb') as opened:
+            os.fsync(opened.fileno())
+            os.posix_fadvise(opened.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+    command = ['fincore', '--bytes', '--noheadings', '--output', 'RES', *map(str, files)]
+    left = sum(map(int, subprocess.run(command, stdout=subprocess.PIPE, check=True, text=True).stdout.split()))
+    assert left < 1 << 20, f'{left} bytes of {path} are still in the page cache'
+
+
 def run(args):
     groups = {name: jobs for name, jobs in JOBS.items() if not args.only or args.only in name}
     points = {name: {job[0]: [] for job in jobs} for name, jobs in groups.items()}
@@ -254,6 +310,8 @@ def run(args):
         for name, jobs in groups.items():
             # Another order each time, so that nobody always comes after the same.
             for label, *rest in jobs[number % len(jobs):] + jobs[:number % len(jobs)]:
+                if name.startswith('cold'):
+                    evict(args.folder / rest[0])
                 point = start(args.folder, *rest)
                 if number > 0:
                     points[name][label].append(point)
@@ -311,8 +369,32 @@ def svg(points):
             colour = '#2563eb' if label.startswith('touchdown') else '#9ca3af'
             rows.append(f'<text x="10" y="{y}">{label}</text><rect x="290" y="{y - 12}" width="{width:.0f}" height="14" '
                         f'fill="{colour}"/><text x="{296 + width:.0f}" y="{y}">{seconds:.3f} s</text>')
-    return (f'<svg xmlns="http://www.w3.org/2000/svg" width="800" height="{y + 20}" font-family="sans-serif" font-size="13">'
+    rows.append(by_size(points, y + 40))
+    return (f'<svg xmlns="http://www.w3.org/2000/svg" width="800" height="{y + 340}" font-family="sans-serif" font-size="13">'
             f'<rect width="100%" height="100%" fill="white"/>{"".join(rows)}</svg>\n')
+
+
+def by_size(points, top):
+    """Lines of GB/s over the size of the state, the size on a logarithmic axis."""
+    rates = {}
+    for gigabytes in SIZES:
+        for label, found in points.get(f'{gigabytes} GB of bfloat16', {}).items():
+            rates.setdefault(label, []).append((gigabytes, gigabytes / median(found, 'call')))
+    if not rates:
+        return ''
+    fastest = max(rate for line in rates.values() for _, rate in line)
+    across = lambda gigabytes: 60 + 640 * math.log(gigabytes / SIZES[0]) / math.log(SIZES[-1] / SIZES[0])  # noqa: E731
+    up = lambda rate: top + 240 - 210 * rate / fastest  # noqa: E731
+    drawn = [f'<text x="10" y="{top}" font-weight="bold">GB/s by the size of the state</text>',
+             f'<line x1="60" y1="{up(0)}" x2="720" y2="{up(0)}" stroke="black"/>']
+    drawn += [f'<text x="{across(gigabytes) - 15:.0f}" y="{top + 260}">{gigabytes} GB</text>' for gigabytes in SIZES]
+    for label, line in rates.items():
+        colour = '#2563eb' if label.startswith('touchdown') else '#9ca3af'
+        path = ' '.join(f'{across(gigabytes):.0f},{up(rate):.0f}' for gigabytes, rate in line)
+        drawn.append(f'<polyline points="{path}" fill="none" stroke="{colour}" stroke-width="2"/>')
+        drawn += [f'<text x="{across(gigabytes):.0f}" y="{up(rate) - 6:.0f}">{rate:.2f}</text>' for gigabytes, rate in line]
+        drawn.append(f'<text x="{across(line[-1][0]) + 12:.0f}" y="{up(line[-1][1]) + 16:.0f}">{label}</text>')
+    return ''.join(drawn)
 
 
 def check(folder):

@@ -972,7 +972,7 @@ fn cat_prints_values_and_slices() {
     let message = refused(2, &["cat", &path, "mm"]);
     assert!(message.contains("nearest names: ") && message.contains('m'), "{message}");
     // A huge number of empty rows is an answer or an error, not the end of memory.
-    let run = finish(limited(&["cat", &path, "wide"]), Duration::from_secs(20));
+    let run = finish(limited(&["cat", &path, "wide"]), Duration::from_secs(60));
     assert!(matches!(run.code, Some(0 | 2)), "{run:?}");
     let basic = checkpoint("v1_basic");
     assert_eq!(ok(&["cat", &basic, "str"]), "hello\n");
@@ -1428,7 +1428,7 @@ fn exit_codes_tell_whose_fault_it_is() {
     // 4: the environment. Too few files; a full disk.
     let mut starved = Command::new("sh");
     starved.args(["-c", "ulimit -n 4; exec \"$0\" load \"$1\"", env!("CARGO_BIN_EXE_touchdown"), &basic]);
-    let run = finish(starved, Duration::from_secs(20));
+    let run = finish(starved, Duration::from_secs(60));
     assert!(run.code == Some(4) && run.error().starts_with("error: "), "{run:?}");
     if Path::new("/dev/full").exists() {
         let full = fs::OpenOptions::new().write(true).open("/dev/full").unwrap();
@@ -1459,7 +1459,7 @@ fn colour_is_where_it_is_asked_for() {
             Some(value) => command.env("NO_COLOR", value),
             None => command.env_remove("NO_COLOR"),
         };
-        finish(command, Duration::from_secs(20)).stderr
+        finish(command, Duration::from_secs(60)).stderr
     };
     assert!(stderr(&["--color", "always"], None).contains("\u{1b}["));
     assert!(stderr(&["--color", "always"], Some("1")).contains("\u{1b}["), "a flag is stronger than the environment");
@@ -1632,7 +1632,7 @@ fn signals_end_it_with_their_codes() {
             if let Some(status) = child.try_wait().unwrap() {
                 break status;
             }
-            if start.elapsed() > Duration::from_secs(20) {
+            if start.elapsed() > Duration::from_secs(60) {
                 child.kill().unwrap();
                 panic!("SIG{signal} did not end it");
             }

@@ -65,7 +65,7 @@ fn a_bare_item_of_any_age() {
     for file in files {
         let description = describe_ok(&Dir::new().file(file, ""));
         assert_eq!((description.layout, names(&description)), (LayoutKind::V0Direct, vec![("", "tree")]), "{file}");
-        assert_eq!(default_item(&description, None).unwrap().dir, RelPath::root());
+        assert_eq!(default_item(&description.items, None).unwrap().dir, RelPath::root());
     }
     let marked = Dir::new().file("_METADATA", TREE).file("_CHECKPOINT_METADATA", CHECKPOINT);
     assert_eq!((describe_ok(&marked).layout, describe_ok(&marked).commit_ns), (LayoutKind::V0Direct, Some(2)));
@@ -125,7 +125,7 @@ fn the_latest_step_is_chosen_by_number() {
     assert_eq!(description.steps.iter().map(|step| step.number).collect::<Vec<_>>(), [1, 2, 10]);
     assert!(description.steps.iter().all(|step| step.state == StepState::Whole));
     assert_eq!(names(&description), [("default", "tree"), ("metrics", "json")]);
-    assert_eq!(default_item(&description, None).unwrap().dir.to_string(), "ckpt_00010/default");
+    assert_eq!(default_item(&description.items, None).unwrap().dir.to_string(), "ckpt_00010/default");
     assert_eq!(description.custom_metadata, Some(serde_json::json!({"exp": "hi"})));
     assert!(dir.batches() <= 6, "{}", dir.batches());
 }
@@ -283,7 +283,7 @@ fn the_default_item() {
             .fold(Dir::new().file("orbax.checkpoint", "").file("conf/data.json", "{}"), |dir, name| item(dir, name));
         describe_ok(&dir)
     };
-    let default = |names: &[&str]| default_item(&description(names), None).map(|item| item.name.clone());
+    let default = |names: &[&str]| default_item(&description(names).items, None).map(|item| item.name.clone());
     assert_eq!(default(&["params", "state", "a"]).unwrap(), "state");
     assert_eq!(default(&["params", "opt"]).unwrap(), "params");
     assert_eq!(default(&["weights"]).unwrap(), "weights");
@@ -292,7 +292,7 @@ fn the_default_item() {
     let several = default(&["cfg", "opt"]).unwrap_err();
     assert_eq!((several.kind(), several.to_string().contains("cfg, opt")), (ErrorKind::Invalid, true));
     assert!(default(&[]).unwrap_err().to_string().contains("conf"));
-    let wrong = default_item(&description(&["params", "opt"]), Some("parms")).unwrap_err();
+    let wrong = default_item(&description(&["params", "opt"]).items, Some("parms")).unwrap_err();
     assert!(wrong.to_string().contains("params"), "{wrong}");
-    assert_eq!(default_item(&description(&["params"]), Some("conf")).unwrap().kind, ItemKind::Json);
+    assert_eq!(default_item(&description(&["params"]).items, Some("conf")).unwrap().kind, ItemKind::Json);
 }

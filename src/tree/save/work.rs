@@ -21,7 +21,7 @@ use crate::layout::orbax::{checkpoint, json, names};
 use crate::layout::{Format, LayoutKind};
 use crate::relpath::RelPath;
 use crate::tree::OpenOptions;
-use crate::tree::checkpoint::describe;
+use crate::tree::checkpoint::describe_listed;
 use crate::tree::verify::is_marked;
 
 /// A save as the driver gets it.
@@ -213,7 +213,7 @@ pub(in crate::tree) fn check_replaced(path: &Path, overwrite: bool) -> Result<()
             .hint("remove it, or choose another name"))
     };
     // A damaged checkpoint is one.
-    match describe(path, &OpenOptions { force: true, ..OpenOptions::default() }) {
+    match describe_listed(path, &OpenOptions { force: true, ..OpenOptions::default() }, &BTreeMap::new()) {
         Ok((_, description)) if description.layout == LayoutKind::Steps => refused("a root of steps"),
         Ok((_, description)) if metadata.is_file() && description.format != Format::Safetensors => {
             refused("no safetensors file")

@@ -187,6 +187,43 @@ fn steps_that_are_not_whole_are_skipped_with_a_reason() {
 }
 
 #[test]
+fn steps_that_are_passed_over_are_told() {
+    let dir = manager().dir("ckpt_00005").dir("ckpt_00011").dir("ckpt_00012.orbax-checkpoint-tmp/default");
+    let passed = |options: Options| {
+        let description = open(&dir, options).unwrap();
+        let names: Vec<String> = description.passed_over.iter().map(|step| step.name.clone()).collect();
+        (description.step.unwrap().number, names)
+    };
+    let later = ["ckpt_00011", "ckpt_00012.orbax-checkpoint-tmp"];
+    assert_eq!(passed(Options::default()), (10, later.map(str::to_owned).to_vec()));
+    let best = StepChoice::Best { metric: "loss".to_owned(), smallest: false };
+    let all = [&["ckpt_00005"][..], &later].concat();
+    assert_eq!(passed(at_step(best.clone())), (2, all.iter().map(|name| (*name).to_owned()).collect()));
+    assert_eq!(passed(at_step(StepChoice::Number(1))), (1, Vec::new()));
+    // What is known of a step counts as what its listings tell.
+    let damaged = || ["ckpt_00010", "ckpt_00002"].map(|name| (name.to_owned(), "a bit".to_owned())).into();
+    let known = |step| passed(Options { damaged: damaged(), ..at_step(step) });
+    assert_eq!((known(StepChoice::Latest).0, known(StepChoice::Latest).1.len(), known(best).0), (1, 5, 1));
+    let error = open(&dir, Options { damaged: damaged(), ..at_step(StepChoice::Number(10)) }).unwrap_err();
+    assert!(error.to_string().contains("step 10 is not whole: a bit"), "{error}");
+}
+
+#[test]
+fn a_tree_beside_what_is_named_like_steps_tells_whether_they_are() {
+    let layout = |dir: Dir| describe_ok(&dir).layout;
+    let beside = |dir: Dir| item(dir, "export");
+    assert_eq!(layout(beside(item(Dir::new(), "5"))), LayoutKind::V0Composite, "items like itself");
+    assert_eq!(layout(beside(item(Dir::new(), "5/state"))), LayoutKind::Steps, "only steps hold items");
+    assert_eq!(layout(beside(item(Dir::new(), "key_5/np_random_key"))), LayoutKind::V0Composite, "or random keys");
+    // Items of any name are a checkpoint, and a step.
+    let dir = item(item(Dir::new(), "weights"), "opt");
+    assert_eq!(
+        (layout(dir), describe_ok(&item(Dir::new(), "5/weights")).layout),
+        (LayoutKind::V0Composite, LayoutKind::Steps)
+    );
+}
+
+#[test]
 fn a_step_without_arrays_needs_no_database() {
     let strings = TREE.replace("np.ndarray", "string");
     let dir = manager().file("ckpt_00011/default/_METADATA", strings).file("ckpt_00011/default/_strings.json", "{}");

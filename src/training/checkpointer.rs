@@ -121,11 +121,17 @@ impl Checkpointer {
             if shared.options.remove_orbax_temporaries {
                 left.extend(orbax_temporaries(&shared.lock().steps));
             }
-            if let Some(metadata) = &shared.options.custom_metadata
-                && root_metadata(&shared.root)?.is_none()
-            {
+            if let Some(metadata) = &shared.options.custom_metadata {
                 let save = &shared.options.save;
-                write_root_metadata(&save.store, &shared.root, metadata, save.sync)?;
+                match root_metadata(&shared.root) {
+                    Ok(None) => write_root_metadata(&save.store, &shared.root, metadata, save.sync)?,
+                    Ok(Some(_)) => {}
+                    // The series does not depend on it; asking for it tells, and setting it replaces it.
+                    Err(error) if error.is_of_one_path() => {
+                        tracing::warn!(%error, "the root's metadata cannot be read")
+                    }
+                    Err(error) => return Err(error),
+                }
             }
             let started = Worker::start(&shared)?;
             if !left.is_empty() {

@@ -73,9 +73,16 @@ fn steps_are_saved_found_and_loaded() {
     steps.set_root_metadata(&json!({"model": "small"})).unwrap();
     steps.close().unwrap();
     assert_eq!(names(&root), ["ckpt_0005", "ckpt_0010", "ckpt_0015", "ckpt_0020", "ckpt_0025", "metadata"]);
-    // Opened again, the root's metadata stays as it is, and other names are a mistake.
-    let again = Checkpointer::open(&root, options).unwrap();
+    // Opened again, the root's metadata stays as it is, damaged as it may be until it is set; and other names are a mistake.
+    let file = root.join("metadata/_ROOT_METADATA");
+    let again = Checkpointer::open(&root, options.clone()).unwrap();
     assert_eq!((whole(&again).len(), root_metadata(&root).unwrap()), (5, Some(json!({"model": "small"}))));
+    drop(again);
+    std::fs::write(&file, "{").unwrap();
+    let again = Checkpointer::open(&root, options).unwrap();
+    assert_eq!((whole(&again).len(), again.root_metadata().unwrap_err().kind()), (5, ErrorKind::Corrupt));
+    again.set_root_metadata(&json!({"model": "large"})).unwrap();
+    assert_eq!(again.root_metadata().unwrap(), Some(json!({"model": "large"})));
     let error = Checkpointer::open(&root, CheckpointerOptions::read_only()).unwrap_err();
     assert!(error.advice().unwrap().contains(r#"StepNames::prefixed("ckpt")"#), "{error:?}");
 }

@@ -71,9 +71,9 @@ pub(super) fn run(args: &Args) -> Result<ExitCode> {
         }))?;
         return failures(&report);
     }
-    let (verb, restored) = match args.dry_run {
-        true => ("would remove", "would put back"),
-        false => ("removed", "put back"),
+    let (verb, restored, summary) = match args.dry_run {
+        true => ("would remove", "would put back", "to be removed"),
+        false => ("removed", "put back", "removed"),
     };
     let kept = report.kept.iter().map(|step| vec![step.name.clone(), "kept".to_owned()]);
     let removed =
@@ -91,7 +91,7 @@ pub(super) fn run(args: &Args) -> Result<ExitCode> {
         text += &format!("{verb} what a crash had left: {}\n", output::printable(&shown(leftover)));
     }
     let counts = (report.kept.len(), report.removed.len());
-    text += &format!("{} kept, {} {verb}, {}\n", counts.0, counts.1, human_bytes(freed));
+    text += &format!("{} kept, {} {summary}, {}\n", counts.0, counts.1, human_bytes(freed));
     output::text(&text)?;
     failures(&report)
 }

@@ -7,7 +7,7 @@ use super::lock::WriterLock;
 use super::names::{StepNames, prefix};
 use super::preservation::{PreservationPolicy, removable};
 use super::recovery::Recovery;
-use super::remove::{decide, remove_aside, set_judged_aside};
+use super::remove::{decide, remove_aside, remove_set_aside, set_judged_aside};
 use super::root::{SeriesStep, final_name, refuse_checkpoint, scan, scan_renamed};
 use crate::error::{Error, ErrorKind, Result};
 use crate::io::LocalStore;
@@ -62,84 +62,110 @@ pub struct PruneReport {
 /// # Errors
 /// Kind `Busy` if another writer has the root; several series and no prefix; what cannot be read.
 pub fn prune(root: impl AsRef<Path>, pruning: &Pruning) -> Result<PruneReport> {
-    let (root, store) = (root.as_ref(), &*pruning.store);
+    let root = root.as_ref();
     pruning.policy.check()?;
     refuse_checkpoint(root)?;
     let names = series_names(root, pruning.prefix.as_deref())?;
     let _lock = if pruning.dry_run { None } else { Some(WriterLock::take(root)?) };
     let mut report = PruneReport::default();
-    let mut recovery = Recovery::find(root, &names)?;
-    if !pruning.dry_run {
-        recovery = recovery.put_back(store)?;
-    }
-    let found = {
-        let gone = |name: &str| recovery.left.iter().any(|left| *left == root.join(name));
-        let renamed = if pruning.dry_run { recovery.renamed(root) } else { Vec::new() };
-        scan_renamed(root, &|name| names.step(final_name(name)).is_some() && !gone(name), &renamed)?
-    };
-    report.restored = recovery.put_back.into_iter().map(|(_, name)| name).collect();
-    for left in recovery.left {
-        let removed = if pruning.dry_run { Ok(()) } else { remove_aside(store, &left) };
-        match removed {
-            Ok(()) => report.leftovers.push(left),
-            Err(error) => report.failed.push((left, reason(&error))),
-        }
-    }
-    let mut whole = Vec::new();
-    for mut step in found {
-        let fingerprint = step.fingerprint();
-        if step.is_link() {
-            step.state = StepState::Incomplete("it is a symbolic link".to_owned());
-        } else if let (true, Some(reason)) = (step.is_whole(), step.damage(false, &pruning.engine)?) {
-            step.state = StepState::Incomplete(reason);
-        }
-        match step.is_whole() {
-            true => whole.push((step, fingerprint)),
-            false => report.skipped.push(step),
-        }
-    }
-    let steps: Vec<SeriesStep> = whole.iter().map(|(step, _)| step.clone()).collect();
+    let found = report.recover(root, &names, pruning)?;
+    let whole = report.judge(found, &pruning.engine)?;
+    let steps: Vec<SeriesStep> = whole.iter().map(|whole| whole.step.clone()).collect();
     let gone = removable(&decide(&pruning.policy, &steps)?, |_| false);
-    let (go, stay): (Vec<_>, Vec<_>) = whole.into_iter().enumerate().partition(|(index, _)| gone.contains(index));
-    let stay: Vec<(SeriesStep, Option<u64>)> = stay.into_iter().map(|(_, step)| step).collect();
-    for (_, (mut step, _)) in go {
+    let (mut stay, mut go) = (Vec::new(), Vec::new());
+    for (index, whole) in whole.into_iter().enumerate() {
+        if gone.contains(&index) { go.push(whole.step) } else { stay.push(whole) }
+    }
+    for step in go {
         let bytes = step.size_bytes().unwrap_or_default();
         if pruning.dry_run {
             report.removed.push((step, bytes));
-            continue;
-        }
-        // As many are removed, it may take long: a step that stays must be whole still.
-        if !has_whole(root, &stay, &pruning.engine)? {
+        } else if has_whole(root, &stay, &pruning.engine)? {
+            report.remove(step, bytes, &*pruning.store);
+        } else {
             report.kept.push(step);
-            continue;
-        }
-        match set_judged_aside(store, &step, true) {
-            Ok(Some(aside)) => {
-                if let Err(error) = remove_aside(store, &aside) {
-                    report.failed.push((aside, reason(&error)));
-                }
-                report.removed.push((step, bytes));
-            }
-            Ok(None) => {
-                step.state = StepState::Incomplete("another came in its place while it was judged".to_owned());
-                report.skipped.push(step);
-            }
-            Err(error) => {
-                report.failed.push((step.path.clone(), reason(&error)));
-                // It may have its new name already, though not durably.
-                if step.is_same() { report.kept.push(step) } else { report.removed.push((step, bytes)) }
-            }
         }
     }
-    report.kept.extend(stay.into_iter().map(|(step, _)| step));
+    report.kept.extend(stay.into_iter().map(|whole| whole.step));
     report.kept.sort_by(|a, b| (a.step, &a.name).cmp(&(b.step, &b.name)));
     Ok(report)
 }
 
-/// Whether one of these, which were whole when they had these fingerprints, is so still; the latest is most likely to be.
-fn has_whole(root: &Path, steps: &[(SeriesStep, Option<u64>)], engine: &EngineOptions) -> Result<bool> {
-    for (step, known) in steps.iter().rev() {
-        let is_untouched = known.is_some() && step.fingerprint() == *known;
+/// A step that was whole when its files were as this fingerprint says.
+struct Whole {
+    step: SeriesStep,
+    fingerprint: Option<u64>,
+}
+
+impl PruneReport {
+    /// Deals with what crashes have left, and gives the steps that there are then, by their listings.
+    fn recover(&mut self, root: &Path, names: &StepNames, pruning: &Pruning) -> Result<Vec<SeriesStep>> {
+        let (found, store) = (Recovery::find(root, names)?, &*pruning.store);
+        let (renamed, recovery) = match pruning.dry_run {
+            true => (found.renamed(root), found),
+            false => (Vec::new(), found.put_back(store)?),
+        };
+        let is_left = |name: &str| recovery.left.iter().any(|left| *left == root.join(name));
+        let is_ours = |name: &str| names.step(final_name(name)).is_some() && !is_left(name);
+        let steps = scan_renamed(root, &is_ours, &renamed)?;
+        for left in &recovery.left {
+            let removed = if pruning.dry_run { Ok(()) } else { remove_aside(store, left) };
+            match removed {
+                Ok(()) => self.leftovers.push(left.clone()),
+                Err(error) => self.failed.push((left.clone(), reason(&error))),
+            }
+        }
+        self.restored = recovery.put_back.into_iter().map(|(_, name)| name).collect();
+        Ok(steps)
+    }
+
+    /// Gives the steps that are whole; the others are passed over.
+    fn judge(&mut self, found: Vec<SeriesStep>, engine: &EngineOptions) -> Result<Vec<Whole>> {
+        let mut whole = Vec::new();
+        for mut step in found {
+            let fingerprint = step.fingerprint();
+            if step.is_link() {
+                step.state = StepState::Incomplete("it is a symbolic link".to_owned());
+            } else if step.is_whole()
+                && let Some(reason) = step.damage(false, engine)?
+            {
+                step.state = StepState::Incomplete(reason);
+            }
+            match step.is_whole() {
+                true => whole.push(Whole { step, fingerprint }),
+                false => self.skipped.push(step),
+            }
+        }
+        Ok(whole)
+    }
+
+    /// Removes a step, if it is still the one that was judged.
+    fn remove(&mut self, mut step: SeriesStep, bytes: u64, store: &dyn Store) {
+        match set_judged_aside(store, &step) {
+            Ok(Some(aside)) => {
+                if let Err(error) = remove_set_aside(store, &step, &aside, true) {
+                    self.failed.push((aside, reason(&error)));
+                }
+                self.removed.push((step, bytes));
+            }
+            // Somebody else has removed it.
+            _ if !step.path.exists() => {}
+            Ok(None) => {
+                step.state = StepState::Incomplete("another came in its place while it was judged".to_owned());
+                self.skipped.push(step);
+            }
+            Err(error) => {
+                self.failed.push((step.path.clone(), reason(&error)));
+                self.kept.push(step);
+            }
+        }
+    }
+}
+
+/// Whether one of the steps that stay is whole still: as many are removed, it may take long. The latest is most likely to be.
+fn has_whole(root: &Path, stay: &[Whole], engine: &EngineOptions) -> Result<bool> {
+    for Whole { step, fingerprint } in stay.iter().rev() {
+        let is_untouched = fingerprint.is_some() && step.fingerprint() == *fingerprint;
         if is_untouched || step.judge(root, false, engine)?.is_none() {
             return Ok(true);
         }

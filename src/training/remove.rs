@@ -17,37 +17,35 @@ use super::shared::{Checked, Shared};
 use crate::error::{Error, ErrorKind, Result};
 use crate::io::store::{Store, deleted_name, remove_tree};
 
-/// Takes a directory out of the series: one rename, durable if `sync`. Gives where it is now.
-fn set_aside(store: &dyn Store, dir: &Path, sync: bool) -> Result<PathBuf> {
+/// Takes a directory out of the series: one rename. Gives where it is now.
+fn set_aside(store: &dyn Store, dir: &Path) -> Result<PathBuf> {
     let aside = deleted_name(dir)?;
     store.rename_new(dir, &aside).map_err(|error| failed(error, dir))?;
-    sync_name(store, dir, sync)?;
     Ok(aside)
 }
 
-/// The same for a step that was judged. `None` if another has its name by now, which stays.
-pub(super) fn set_judged_aside(store: &dyn Store, step: &SeriesStep, sync: bool) -> Result<Option<PathBuf>> {
+/// The same for a step that was judged. `None` if another has its name by now, which stays, or nobody.
+pub(super) fn set_judged_aside(store: &dyn Store, step: &SeriesStep) -> Result<Option<PathBuf>> {
     if !step.is_same() {
         return Ok(None);
     }
-    let aside = deleted_name(&step.path)?;
-    store.rename_new(&step.path, &aside).map_err(|error| failed(error, &step.path))?;
-    // Another may have come in between: it gets its name back.
-    if Identity::of(&aside) != step.identity {
-        store.rename_new(&aside, &step.path).map_err(|error| {
-            failed(error, &step.path).hint(format!("what came in its place meanwhile is at {}", aside.display()))
-        })?;
-        return Ok(None);
+    let aside = set_aside(store, &step.path)?;
+    if Identity::of(&aside) == step.identity {
+        return Ok(Some(aside));
     }
-    sync_name(store, &step.path, sync)?;
-    Ok(Some(aside))
+    // Another has come in between: it gets its name back.
+    store.rename_new(&aside, &step.path).map_err(|error| {
+        failed(error, &step.path).hint(format!("what came in its place meanwhile is at {}", aside.display()))
+    })?;
+    Ok(None)
 }
 
-fn sync_name(store: &dyn Store, dir: &Path, sync: bool) -> Result<()> {
-    match (sync, dir.parent()) {
-        (true, Some(root)) => store.sync_dir(root).map_err(|error| failed(error, dir)),
-        _ => Ok(()),
+/// Removes a step that was set aside; if `sync`, once that is durable.
+pub(super) fn remove_set_aside(store: &dyn Store, step: &SeriesStep, aside: &Path, sync: bool) -> Result<()> {
+    if let (true, Some(root)) = (sync, step.path.parent()) {
+        store.sync_dir(root).map_err(|error| failed(error, aside))?;
     }
+    remove_aside(store, aside)
 }
 
 /// Removes what was set aside, or left over.
@@ -145,12 +143,12 @@ impl Shared {
         }
         let (store, sync) = (&*self.options.save.store, self.options.save.sync);
         let aside = match asked {
-            true => set_aside(store, &step.path, sync).map(Some),
-            false => set_judged_aside(store, step, sync),
+            true => set_aside(store, &step.path).map(Some),
+            false => set_judged_aside(store, step),
         };
         drop(turn);
         match aside {
-            Ok(Some(aside)) => remove_aside(store, &aside),
+            Ok(Some(aside)) => remove_set_aside(store, step, &aside, sync),
             Ok(None) => self.look_at(&step.name),
             // Somebody else removed it.
             Err(_) if !step.path.exists() => Ok(()),

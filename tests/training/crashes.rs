@@ -116,6 +116,31 @@ fn a_crash_at_any_operation_of_pruning_loses_nothing_that_is_kept() {
 }
 
 #[test]
+fn a_crash_at_any_operation_of_deleting_a_step_leaves_it_whole_or_gone() {
+    let home = tempfile::tempdir().unwrap();
+    let (mut stops, mut seen) = (0, BTreeMap::new());
+    loop {
+        let root = home.path().join(stops.to_string());
+        let more = CheckpointerOptions { custom_metadata: Some(json!({"run": 1})), ..options() };
+        let steps = Checkpointer::open(&root, more).unwrap();
+        (1..=3).for_each(|step| assert!(steps.save(step, &tree(step), &StepOptions::default()).unwrap().is_some()));
+        steps.close().unwrap();
+        let save = SaveOptions { store: Arc::new(Stopping::new(stops, true)), ..SaveOptions::default() };
+        let steps = Checkpointer::open(&root, CheckpointerOptions { save, ..options() }).unwrap();
+        let deleted = steps.delete(2);
+        drop(steps);
+        let found = check_after_crash(&root, &[1, 3], &[], 4, &format!("deleting stopped at {stops}"));
+        *seen.entry(found).or_insert(0) += 1;
+        if deleted.is_ok() {
+            break;
+        }
+        stops += 1;
+    }
+    println!("deleting stopped at {stops} operations: {seen:?}");
+    assert!(stops > 4 && seen.keys().eq([&vec![1, 2, 3], &vec![1, 3]]), "{seen:?}");
+}
+
+#[test]
 fn a_crash_while_the_roots_metadata_are_written_leaves_the_old_or_the_new() {
     let home = tempfile::tempdir().unwrap();
     for first in [true, false] {

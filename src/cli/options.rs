@@ -8,7 +8,7 @@ use super::{output, rules};
 use crate::error::{Error, Result};
 use crate::io::Io;
 use crate::layout::{Description, StepChoice, StepState};
-use crate::limits::{CPU_DEVICES_MAX, WORKERS_MAX};
+use crate::limits::{CPU_DEVICES_MAX, ERROR_LINES_MAX, WORKERS_MAX};
 use crate::place::gpus;
 use crate::plan::{Device, Verify};
 use crate::tree::{Checkpoint, EngineOptions, OpenOptions};
@@ -62,12 +62,13 @@ pub(super) fn step(text: &str) -> Result<StepChoice> {
 
 /// Says which steps were passed over because they are not whole, and which one was taken.
 pub(super) fn note_passed_over(description: &Description) {
-    let Some(step) = &description.step else { return };
-    for (name, reason) in passed_over(description) {
+    let Some(step) = description.step.as_ref().filter(|_| !description.passed_over.is_empty()) else { return };
+    for (name, reason) in passed_over(description).take(ERROR_LINES_MAX) {
         output::note(&format!("step {name} was passed over: {reason}"));
     }
-    if !description.passed_over.is_empty() {
-        output::note(&format!("step {} is used", step.name));
+    match description.passed_over.len().checked_sub(ERROR_LINES_MAX) {
+        Some(more) if more > 0 => output::note(&format!("step {} is used; {more} more were passed over", step.name)),
+        _ => output::note(&format!("step {} is used", step.name)),
     }
 }
 

@@ -1307,18 +1307,19 @@ fn steps_are_listed_and_pruned() {
             ("removed", "list"),
             ("skipped", "list"),
             ("bytes", "number"),
+            ("restored", "list"),
             ("leftovers", "list"),
+            ("failed", "list"),
         ],
     );
     let removed = names(&dry, "removed");
-    assert_eq!((names(&dry, "kept"), dry["leftovers"].clone()), (vec!["0".to_owned(), "10".to_owned()], json!([])));
+    assert_eq!(names(&dry, "kept"), ["0", "10"]);
     assert!(root.join(left).exists() && !root.join(".touchdown-lock").exists(), "a dry run only reads");
     let done = object(&args);
-    assert_eq!((names(&done, "removed"), &done["kept"]), (removed.clone(), &dry["kept"]));
-    assert_eq!(
-        names(&done, "skipped"),
-        names(&dry, "skipped").into_iter().filter(|name| name != left).collect::<Vec<_>>()
-    );
+    for (field, told) in done.as_object().unwrap().iter().filter(|(field, _)| *field != "dry_run") {
+        assert_eq!(told, &dry[field], "a dry run tells what is done: {field}");
+    }
+    assert_eq!(done["leftovers"], json!([text(&root.join(left))]));
     assert!(removed.iter().all(|name| !root.join(name).exists()) && !root.join(left).exists());
     assert!(root.join("15").exists() && root.join("20.orbax-checkpoint-tmp").exists(), "what is not whole stays");
     // Never the only whole one, and never beside another series unasked.
@@ -1331,6 +1332,117 @@ fn steps_are_listed_and_pruned() {
     lock.lock().unwrap();
     assert!(refused(4, &["prune", &path, "--keep-latest", "1", "--prefix", ""]).contains("another writer"));
     assert!(ok(&["prune", &path, "--keep-latest", "1", "--prefix", "", "--dry-run"]).contains("1 kept"));
+}
+
+/// A root whose newest step lacks its data files: no listing shows it.
+fn root_with_a_damaged_step(name: &str) -> std::path::PathBuf {
+    let root = scratch(name);
+    copy_tree(&fixture("v1_training_steps").join("ckpt"), &root);
+    for dir in ["10/state/d", "10/state/ocdbt.process_0/d"].map(|dir| root.join(dir)) {
+        if dir.exists() {
+            fs::remove_dir_all(dir).unwrap();
+        }
+    }
+    root
+}
+
+#[test]
+fn a_step_that_is_passed_over_is_told() {
+    let root = root_with_a_damaged_step("cli-passed-over");
+    let path = text(&root);
+    fs::create_dir(root.join("20.orbax-checkpoint-tmp")).unwrap();
+    let notes = |args: &[&str]| -> Vec<String> {
+        let run = touchdown(args);
+        assert_eq!(run.code, Some(0), "{args:?}: {}", run.stderr);
+        run.stderr.lines().filter(|line| line.starts_with("note: step")).map(str::to_owned).collect()
+    };
+    for verb in [&["ls"][..], &["load"], &["plan"], &["cat", "step"], &["bench", "--rounds", "1"], &["kv"]] {
+        let args = [&[verb[0], &path], &verb[1..]].concat();
+        let told = notes(&args);
+        let [ten, twenty, used] = &told[..] else { panic!("{verb:?}: {told:?}") };
+        assert!(ten.starts_with("note: step 10 was passed over: ") && ten.contains("missing"), "{ten}");
+        assert!(twenty.starts_with("note: step 20.orbax-checkpoint-tmp was passed over: its save was not"), "{twenty}");
+        assert_eq!(used, "note: step 5 is used");
+        assert!(notes(&[&args[..], &["--quiet"]].concat()).is_empty(), "{verb:?}");
+        assert!(notes(&[&args[..], &["--step", "5"]].concat()).is_empty(), "a step that was named: {verb:?}");
+    }
+    let to = text(&scratch("cli-passed-over-to").join("new"));
+    assert_eq!(notes(&["convert", &path, &to, "--to", "orbax"]).len(), 3);
+    // The best by the metric is damaged, too; and of a root that is whole nothing is told.
+    let told = object(&["load", &path, "--step", "best:-loss", "--json"]);
+    let names: Vec<&str> =
+        told["passed_over"].as_array().unwrap().iter().map(|row| row["name"].as_str().unwrap()).collect();
+    assert_eq!((&told["step"], names), (&json!(5), vec!["10", "20.orbax-checkpoint-tmp"]));
+    assert!(told["passed_over"][0]["reason"].as_str().unwrap().contains("missing"), "{told}");
+    let whole = object(&["load", &checkpoint("v1_training_steps"), "--json"]);
+    assert_eq!((&whole["step"], &whole["passed_over"]), (&json!(10), &json!([])));
+    assert!(object(&["load", &checkpoint("v1_basic"), "--json"]).get("step").is_none());
+    // `ls` has the reason among all steps, `steps` the same latest; `verify` looks at the damaged step.
+    let listed = object(&["ls", &path, "--json"]);
+    let ten = listed["steps"].as_array().unwrap().iter().find(|step| step["name"] == "10").unwrap();
+    assert!(ten["state"] == "incomplete" && ten["reason"].as_str().unwrap().contains("missing"), "{listed}");
+    assert_eq!(object(&["steps", &path, "--json"])["latest"], 5);
+    let verified = touchdown(["verify", &path]);
+    assert!(verified.code == Some(1) && verified.stdout.contains("missing"), "{}", verified.stdout);
+    fs::remove_dir_all(&root).unwrap();
+}
+
+#[test]
+fn diff_compares_steps() {
+    let root = checkpoint("v1_training_steps");
+    let different = |args: &[&str]| -> Value {
+        let run = touchdown([&["diff", &root, &root, "--json"], args].concat());
+        assert!(matches!(run.code, Some(0 | 1)), "{args:?}: {}", run.stderr);
+        let told: Value = serde_json::from_str(&run.stdout).unwrap();
+        told["different"].as_array().unwrap().iter().find(|row| row["path"] == "step").cloned().unwrap_or(Value::Null)
+    };
+    assert_eq!(different(&["--step", "5"]), Value::Null, "one for both");
+    for args in [["--step", "5", "--step", "latest"], ["--step", "5", "--step", "best:-loss"]] {
+        let row = different(&args);
+        assert!(row["a"].to_string().contains('5') && row["b"].to_string().contains("10"), "{row}");
+    }
+    let basic = checkpoint("v1_basic");
+    assert!(refused(2, &["diff", &root, &basic, "--step", "5"]).contains("no step root"));
+    assert!(refused(2, &["diff", &root, &root, "--step", "1.5"]).contains("no step"));
+    assert!(refused(2, &["diff", &root, &root, "--step=5", "--step=5", "--step=5"]).contains("too many steps"));
+    refused(2, &["diff", &root, &root, "--step=-5"]);
+    let damaged = root_with_a_damaged_step("cli-diff-steps");
+    let run = touchdown(["diff", &format!("{root}/5"), &text(&damaged)]);
+    assert!(run.code == Some(0) && run.stderr.contains("note: step 10 was passed over"), "{run:?}");
+    fs::remove_dir_all(&damaged).unwrap();
+}
+
+#[test]
+fn what_is_damaged_or_stuck_in_a_root_does_not_hide_the_rest() {
+    use std::os::unix::fs::PermissionsExt;
+    let root = scratch("cli-stuck");
+    copy_tree(&fixture("v1_training_steps").join("ckpt"), &root);
+    let path = text(&root);
+    fs::create_dir_all(root.join("metadata")).unwrap();
+    fs::write(root.join("metadata/_ROOT_METADATA"), "{").unwrap();
+    let told = object(&["steps", &path, "--json"]);
+    assert_eq!((&told["latest"], &told["custom_metadata"]), (&json!(10), &Value::Null));
+    assert!(told["custom_metadata_error"].as_str().unwrap().contains("_ROOT_METADATA"), "{told}");
+    assert!(ok(&["steps", &path]).contains("the root's metadata cannot be read"));
+    assert_eq!(object(&["ls", &path, "--json"])["step"], 10);
+    // A leftover that cannot be removed, unless one may do everything.
+    let (left, stuck) = ("7.orbax-checkpoint-tmp-touchdown-00", root.join("7.orbax-checkpoint-tmp-touchdown-00/stuck"));
+    fs::create_dir_all(&stuck).unwrap();
+    fs::write(stuck.join("file"), "").unwrap();
+    fs::set_permissions(&stuck, fs::Permissions::from_mode(0o500)).unwrap();
+    let may_do_all = fs::write(stuck.join("other"), "").is_ok();
+    let run = touchdown(["prune", &path, "--keep-latest", "1", "--json"]);
+    let told: Value = serde_json::from_str(&run.stdout).unwrap();
+    assert_eq!(told["removed"].as_array().unwrap().len(), 2, "{told}");
+    if may_do_all {
+        println!("skipped: a directory that cannot be changed (this user may change all)");
+        assert_eq!((run.code, root.join(left).exists()), (Some(0), false));
+    } else {
+        assert!(run.code == Some(4) && run.stderr.contains(left) && run.stderr.contains("hint:"), "{}", run.stderr);
+        assert!(told["failed"][0]["path"].as_str().unwrap().ends_with(left), "{told}");
+        fs::set_permissions(&stuck, fs::Permissions::from_mode(0o700)).unwrap();
+    }
+    fs::remove_dir_all(&root).unwrap();
 }
 
 #[test]

@@ -171,8 +171,10 @@ fn orbax_reads_and_goes_on_with_a_series() {
         roots.push(facts);
         open.push(series);
     }
-    // What a crash leaves behind is no step to Orbax.
+    // What a crash leaves behind is no step to Orbax, and neither is a number below 0.
     fs::create_dir_all(folder.join("root-0/10.orbax-checkpoint-tmp-touchdown-00/state")).unwrap();
+    support::copy_tree(&folder.join("root-0/9"), &folder.join("root-0/-9"));
+    support::copy_tree(&folder.join("root-1/ckpt_000007"), &folder.join("root-1/ckpt_-7"));
     fs::write(folder.join("index.json"), json!({"roots": roots}).to_string()).unwrap();
     judge(&python, "training-read", &folder);
     let compared: usize = roots.iter().zip(&open).map(|(facts, series)| compare(&folder, facts, series)).sum();
@@ -222,8 +224,8 @@ fn at(seconds: i64) -> SystemTime {
 
 /// A policy for Orbax's and for this library's words.
 fn random_preservation(random: &mut Random, depth: u64) -> (Json, PreservationPolicy) {
-    // Not 0, which Orbax takes for no limit.
-    let max = |random: &mut Random| (!random.one_in(2)).then(|| 1 + random.below(4) as usize);
+    // 0, which Orbax takes for no limit, is refused where a policy is used.
+    let max = |random: &mut Random| (!random.one_in(2)).then(|| random.below(5) as usize);
     match random.below(if depth == 0 { 8 } else { 10 }) {
         0 => (json!({"kind": "all"}), PreservationPolicy::All),
         1 => {
@@ -245,7 +247,7 @@ fn random_preservation(random: &mut Random, depth: u64) -> (Json, PreservationPo
             )
         }
         4 => {
-            let seconds = random.below(8000);
+            let seconds = if random.one_in(4) { 0 } else { random.below(8000) };
             (
                 json!({"kind": "every_seconds", "seconds": seconds}),
                 PreservationPolicy::EveryDuration(Duration::from_secs(seconds)),
@@ -318,7 +320,8 @@ fn policies_decide_as_those_of_orbax() {
         let mut time = now - 12_000;
         for _ in 0..random.below(13) {
             step += random.below(9) + u64::from(step > 0 || !history.is_empty());
-            time += 1000 * random.below(2) as i64;
+            // Clocks are set back, too.
+            time += 1000 * (random.below(3) as i64 - 1);
             let metric = (!random.one_in(4)).then(|| random.below(5) as i64 - 2);
             history.push(json!({"step": step, "time": time, "m": metric}));
             let info = StepInfo::new(step, at(time));

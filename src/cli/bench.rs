@@ -35,13 +35,13 @@ pub(super) struct Args {
     json: bool,
 }
 
-pub(super) fn run(args: &Args) -> Result<ExitCode> {
+pub(super) fn run(args: &Args, quiet: bool) -> Result<ExitCode> {
     if !(1..=BENCH_ROUNDS_MAX).contains(&args.rounds) {
         return Err(Error::invalid("too few or too many rounds")
             .expected(format_args!("1 to {BENCH_ROUNDS_MAX}"))
             .found(args.rounds));
     }
-    let checkpoint = args.source.open()?;
+    let checkpoint = args.source.open(quiet)?;
     let options = BenchOptions {
         devices: devices(&args.devices)?,
         rounds: args.rounds,

@@ -31,8 +31,8 @@ pub(super) struct Args {
     json: bool,
 }
 
-pub(super) fn run(args: &Args) -> Result<ExitCode> {
-    let checkpoint = args.source.open()?;
+pub(super) fn run(args: &Args, quiet: bool) -> Result<ExitCode> {
+    let checkpoint = args.source.open(quiet)?;
     let pattern = || Pattern::glob(&KeyPath::from_escaped(&args.leaf).to_string());
     if !checkpoint.leaves().iter().any(|leaf| pattern().matches(&leaf.path)) {
         return Err(no_leaf(&args.leaf, checkpoint.leaves().iter().map(|leaf| leaf.path.to_string())));

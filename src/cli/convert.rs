@@ -98,13 +98,13 @@ enum ChecksumArg {
 }
 
 pub(super) fn run(args: &Args, quiet: bool, signals: &Signals) -> Result<ExitCode> {
-    let checkpoint = args.source.open()?;
+    let checkpoint = args.source.open(quiet)?;
     let target = args.target.build(&checkpoint)?;
     let options = args.options()?;
     signals.hold();
     let report = work(&target, args, &options, quiet, signals)?;
     if !report.other_items.is_empty() && !quiet {
-        eprintln!("note: other items were not converted: {}", report.other_items.join(", "));
+        output::note(&format!("other items were not converted: {}", report.other_items.join(", ")));
     }
     match args.json {
         true => output::json(&document(&report))?,

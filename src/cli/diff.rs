@@ -6,11 +6,10 @@ use std::process::ExitCode;
 use serde_json::json;
 
 use super::exit;
-use super::options::EngineArgs;
+use super::options::{EngineArgs, SourceArgs};
 use super::output;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::tree::diff::{Difference, diff};
-use crate::tree::{Checkpoint, OpenOptions};
 
 pub(super) const EXAMPLE: &str =
     "Example:\n  touchdown diff tests/fixtures/quickstart/ckpt tests/fixtures/v1_basic/ckpt --json";
@@ -24,6 +23,10 @@ pub(super) struct Args {
     /// Which item of both.
     #[arg(long)]
     item: Option<String>,
+    /// Which step of both, which are roots of steps: a number, `latest`, `best:METRIC` or `best:-METRIC`. Given twice: of the
+    /// first, and of the second.
+    #[arg(long)]
+    step: Vec<String>,
     #[command(flatten)]
     engine: EngineArgs,
     /// One JSON object.
@@ -31,9 +34,22 @@ pub(super) struct Args {
     json: bool,
 }
 
-pub(super) fn run(args: &Args) -> Result<ExitCode> {
-    let options = OpenOptions { item: args.item.clone(), ..OpenOptions::default() };
-    let (a, b) = (Checkpoint::open(&args.a, &options)?, Checkpoint::open(&args.b, &options)?);
+pub(super) fn run(args: &Args, quiet: bool) -> Result<ExitCode> {
+    let (of_a, of_b) = match &args.step[..] {
+        [] => (None, None),
+        [both] => (Some(both), Some(both)),
+        [a, b] => (Some(a), Some(b)),
+        more => {
+            return Err(Error::invalid("too many steps")
+                .expected("`--step` once for both checkpoints, or twice")
+                .found(more.join(", ")));
+        }
+    };
+    let source = |path: &PathBuf, step: Option<&String>| {
+        let (path, item, step) = (path.clone(), args.item.clone(), step.cloned());
+        SourceArgs { path, item, step, force: false }.open(quiet)
+    };
+    let (a, b) = (source(&args.a, of_a)?, source(&args.b, of_b)?);
     let found = diff(&a, &b, &args.engine.options()?)?;
     let same = found.only_a.is_empty() && found.only_b.is_empty() && found.different.is_empty();
     if args.json {

@@ -4,7 +4,7 @@ use std::process::ExitCode;
 
 use serde_json::{Value as Json, json};
 
-use super::options::SourceArgs;
+use super::options::{SourceArgs, note_passed_over};
 use super::output;
 use crate::error::{Error, Result};
 use crate::kv::{Index, Value};
@@ -23,8 +23,11 @@ pub(super) struct Args {
     json: bool,
 }
 
-pub(super) fn run(args: &Args) -> Result<ExitCode> {
+pub(super) fn run(args: &Args, quiet: bool) -> Result<ExitCode> {
     let database = Database::open(&args.source.path, &args.source.options()?)?;
+    if let Some(description) = database.description().filter(|_| !quiet) {
+        note_passed_over(description);
+    }
     if let Some(key) = &args.key {
         let Some(value) = database.index().get(key.as_bytes()) else {
             let names: Vec<String> =

@@ -9,7 +9,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::{Value as Json, json};
 
 use super::dump;
-use super::options::{EngineArgs, SourceArgs};
+use super::options::{EngineArgs, SourceArgs, passed_over};
 use super::output;
 use super::target::TargetArgs;
 use crate::error::Result;
@@ -38,7 +38,7 @@ pub(super) struct Args {
 }
 
 pub(super) fn run(args: &Args, quiet: bool) -> Result<ExitCode> {
-    let checkpoint = args.source.open()?;
+    let checkpoint = args.source.open(quiet)?;
     if let Some(dir) = &args.dump {
         dump::prepare(dir)?;
     }
@@ -51,7 +51,14 @@ pub(super) fn run(args: &Args, quiet: bool) -> Result<ExitCode> {
     }
     let report = state.report();
     if args.json {
-        output::json(&document(&state, report, engine.device_startup()))?;
+        let mut document = document(&state, report, engine.device_startup());
+        let description = checkpoint.description();
+        if let Some(step) = &description.step {
+            let row = |(name, reason): (&str, &str)| json!({"name": name, "reason": reason});
+            document["step"] = json!(step.number);
+            document["passed_over"] = passed_over(description).map(row).collect();
+        }
+        output::json(&document)?;
     } else {
         output::text(&summary(&state, report, engine.device_startup()))?;
     }

@@ -1,6 +1,5 @@
 //! `touchdown ls`: what is in a checkpoint.
 
-use std::io::Write;
 use std::process::ExitCode;
 
 use serde_json::{Value as Json, json};
@@ -24,14 +23,11 @@ pub(super) struct Args {
 }
 
 pub(super) fn run(args: &Args, quiet: bool) -> Result<ExitCode> {
-    let checkpoint = args.source.open()?;
+    let checkpoint = args.source.open(quiet)?;
     let stored = checkpoint.stored_bytes()?;
     let bytes = |leaf: &LeafInfo| leaf.kind.array().and_then(|array| stored[array]);
     if !quiet {
-        for note in checkpoint.notes() {
-            // Where stderr is closed there is nobody to tell.
-            let _ = writeln!(std::io::stderr(), "note: {note}");
-        }
+        checkpoint.notes().iter().for_each(|note| output::note(&note.to_string()));
     }
     if args.json {
         output::json(&document(&checkpoint, bytes))?;

@@ -126,15 +126,15 @@ fn run(cli: &Cli, signals: &Signals) -> Result<ExitCode> {
     match &cli.verb {
         Verb::Ls(args) => ls::run(args, cli.quiet),
         Verb::Load(args) => load::run(args, cli.quiet),
-        Verb::Plan(args) => plan::run(args),
+        Verb::Plan(args) => plan::run(args, cli.quiet),
         Verb::Convert(args) => convert::run(args, cli.quiet, signals),
-        Verb::Cat(args) => cat::run(args),
-        Verb::Kv(args) => kv::run(args),
+        Verb::Cat(args) => cat::run(args, cli.quiet),
+        Verb::Kv(args) => kv::run(args, cli.quiet),
         Verb::Verify(args) => verify::run(args),
-        Verb::Diff(args) => diff::run(args),
+        Verb::Diff(args) => diff::run(args, cli.quiet),
         Verb::Steps(args) => steps::run(args),
         Verb::Prune(args) => prune::run(args),
-        Verb::Bench(args) => bench::run(args),
+        Verb::Bench(args) => bench::run(args, cli.quiet),
         Verb::Doctor(args) => doctor::run(args),
         Verb::Completions { shell } => {
             let mut script = Vec::new();

@@ -4,11 +4,11 @@ use std::path::PathBuf;
 
 use clap::{Args, ValueEnum};
 
-use super::rules;
+use super::{output, rules};
 use crate::error::{Error, Result};
 use crate::io::Io;
-use crate::layout::StepChoice;
-use crate::limits::{CPU_DEVICES_MAX, WORKERS_MAX};
+use crate::layout::{Description, StepChoice, StepState};
+use crate::limits::{CPU_DEVICES_MAX, ERROR_LINES_MAX, WORKERS_MAX};
 use crate::place::gpus;
 use crate::plan::{Device, Verify};
 use crate::tree::{Checkpoint, EngineOptions, OpenOptions};
@@ -31,26 +31,53 @@ pub(super) struct SourceArgs {
 
 impl SourceArgs {
     pub(super) fn options(&self) -> Result<OpenOptions> {
-        let step = match self.step.as_deref() {
-            None => StepChoice::Unstated,
-            Some("latest") => StepChoice::Latest,
-            Some(text) => match text.strip_prefix("best:") {
-                Some(metric) => {
-                    let (smallest, metric) = metric.strip_prefix('-').map_or((false, metric), |metric| (true, metric));
-                    StepChoice::Best { metric: metric.to_owned(), smallest }
-                }
-                None => StepChoice::Number(text.parse().map_err(|_| {
-                    Error::invalid(format!("`--step {text}` is no step"))
-                        .expected("a number, `latest`, `best:METRIC` or `best:-METRIC`")
-                })?),
-            },
-        };
+        let step = self.step.as_deref().map(step).transpose()?.unwrap_or_default();
         Ok(OpenOptions { item: self.item.clone(), step, force: self.force })
     }
 
-    pub(super) fn open(&self) -> Result<Checkpoint> {
-        Checkpoint::open(&self.path, &self.options()?)
+    /// Opens it; unless quiet, stderr tells which steps were passed over.
+    pub(super) fn open(&self, quiet: bool) -> Result<Checkpoint> {
+        let checkpoint = Checkpoint::open(&self.path, &self.options()?)?;
+        if !quiet {
+            note_passed_over(checkpoint.description());
+        }
+        Ok(checkpoint)
     }
+}
+
+/// A number, `latest`, `best:METRIC` or `best:-METRIC`.
+pub(super) fn step(text: &str) -> Result<StepChoice> {
+    if text == "latest" {
+        return Ok(StepChoice::Latest);
+    }
+    if let Some(metric) = text.strip_prefix("best:") {
+        let (smallest, metric) = metric.strip_prefix('-').map_or((false, metric), |metric| (true, metric));
+        return Ok(StepChoice::Best { metric: metric.to_owned(), smallest });
+    }
+    text.parse().map(StepChoice::Number).map_err(|_| {
+        Error::invalid(format!("`--step {text}` is no step"))
+            .expected("a number, `latest`, `best:METRIC` or `best:-METRIC`")
+    })
+}
+
+/// Says which steps were passed over because they are not whole, and which one was taken.
+pub(super) fn note_passed_over(description: &Description) {
+    let Some(step) = description.step.as_ref().filter(|_| !description.passed_over.is_empty()) else { return };
+    for (name, reason) in passed_over(description).take(ERROR_LINES_MAX) {
+        output::note(&format!("step {name} was passed over: {reason}"));
+    }
+    match description.passed_over.len().checked_sub(ERROR_LINES_MAX) {
+        Some(more) if more > 0 => output::note(&format!("step {} is used; {more} more were passed over", step.name)),
+        _ => output::note(&format!("step {} is used", step.name)),
+    }
+}
+
+/// The steps that were passed over, with the reasons.
+pub(super) fn passed_over(description: &Description) -> impl Iterator<Item = (&str, &str)> {
+    description.passed_over.iter().filter_map(|step| match &step.state {
+        StepState::Incomplete(reason) => Some((step.name.as_str(), reason.as_str())),
+        StepState::Whole => None,
+    })
 }
 
 /// How the work is done.

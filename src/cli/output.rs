@@ -25,6 +25,12 @@ pub(super) fn json(value: &Json) -> Result<()> {
     written.and_then(|()| out.write_all(b"\n")).and_then(|()| out.flush()).map_err(failed)
 }
 
+/// Says something on stderr that is no error.
+pub(super) fn note(text: &str) {
+    // Where stderr is closed there is nobody to tell.
+    let _ = writeln!(std::io::stderr(), "note: {}", printable(text));
+}
+
 fn failed(error: std::io::Error) -> Error {
     Error::new(ErrorKind::Io, "cannot write to stdout").caused_by(error)
 }

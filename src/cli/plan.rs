@@ -31,8 +31,8 @@ pub(super) struct Args {
     json: bool,
 }
 
-pub(super) fn run(args: &Args) -> Result<ExitCode> {
-    let checkpoint = args.source.open()?;
+pub(super) fn run(args: &Args, quiet: bool) -> Result<ExitCode> {
+    let checkpoint = args.source.open(quiet)?;
     let target = args.target.build(&checkpoint)?;
     let plan = checkpoint.plan_within(&target, args.engine.options()?.limits()?)?;
     let capacity = Capacity { host_bytes: available_memory() };

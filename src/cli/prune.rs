@@ -1,15 +1,15 @@
 //! `touchdown prune`: removes the steps of a root that need not be kept.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use serde_json::json;
 
 use super::output;
 use super::steps::{row, size};
-use crate::error::{Error, Result};
+use crate::error::{Error, ErrorKind, Result};
 use crate::plan::explain::human_bytes;
-use crate::training::{PreservationPolicy, Pruning, SeriesStep, prune};
+use crate::training::{PreservationPolicy, PruneReport, Pruning, SeriesStep, prune};
 
 pub(super) const EXAMPLE: &str = "A step that any of the options keeps stays. Steps that are not whole do not count, and stay.\n\nExample:\n  touchdown prune tests/fixtures/v1_training_steps/ckpt --keep-latest 1 --keep-every 5 --dry-run";
 
@@ -57,6 +57,7 @@ pub(super) fn run(args: &Args) -> Result<ExitCode> {
     if args.json {
         let rows =
             |steps: &[SeriesStep]| steps.iter().map(|step| Ok(row(step, size(step)?))).collect::<Result<Vec<_>>>();
+        let paths = |paths: &[PathBuf]| paths.iter().map(|path| shown(path)).collect::<Vec<_>>();
         output::json(&json!({
             "schema": 1,
             "dry_run": args.dry_run,
@@ -64,11 +65,16 @@ pub(super) fn run(args: &Args) -> Result<ExitCode> {
             "removed": report.removed.iter().map(|(step, bytes)| row(step, *bytes)).collect::<Vec<_>>(),
             "skipped": rows(&report.skipped)?,
             "bytes": freed,
-            "leftovers": report.leftovers.iter().map(|path| path.display().to_string()).collect::<Vec<_>>(),
+            "restored": paths(&report.restored),
+            "leftovers": paths(&report.leftovers),
+            "failed": report.failed.iter().map(|(path, reason)| json!({"path": shown(path), "reason": reason})).collect::<Vec<_>>(),
         }))?;
-        return Ok(ExitCode::SUCCESS);
+        return failures(&report);
     }
-    let verb = if args.dry_run { "would remove" } else { "removed" };
+    let (verb, restored, summary) = match args.dry_run {
+        true => ("would remove", "would put back", "to be removed"),
+        false => ("removed", "put back", "removed"),
+    };
     let kept = report.kept.iter().map(|step| vec![step.name.clone(), "kept".to_owned()]);
     let removed =
         report.removed.iter().map(|(step, bytes)| vec![step.name.clone(), verb.to_owned(), human_bytes(*bytes)]);
@@ -77,13 +83,31 @@ pub(super) fn run(args: &Args) -> Result<ExitCode> {
         vec![step.name.clone(), reason]
     });
     let mut text = output::table(&kept.chain(removed).chain(skipped).collect::<Vec<_>>());
+    for step in &report.restored {
+        text +=
+            &format!("{restored} what an interrupted overwrite had moved aside: {}\n", output::printable(&shown(step)));
+    }
     for leftover in &report.leftovers {
-        text += &format!("removed what a crash had left: {}\n", output::printable(&leftover.display().to_string()));
+        text += &format!("{verb} what a crash had left: {}\n", output::printable(&shown(leftover)));
     }
     let counts = (report.kept.len(), report.removed.len());
-    text += &format!("{} kept, {} {verb}, {}\n", counts.0, counts.1, human_bytes(freed));
+    text += &format!("{} kept, {} {summary}, {}\n", counts.0, counts.1, human_bytes(freed));
     output::text(&text)?;
-    Ok(ExitCode::SUCCESS)
+    failures(&report)
+}
+
+/// What could not be removed is an error after all the rest was done.
+fn failures(report: &PruneReport) -> Result<ExitCode> {
+    if report.failed.is_empty() {
+        return Ok(ExitCode::SUCCESS);
+    }
+    Err(Error::new(ErrorKind::Io, "some of it could not be removed")
+        .lines(report.failed.iter().map(|(path, reason)| format!("{}: {reason}", shown(path))))
+        .hint("run it again once that can be removed"))
+}
+
+fn shown(path: &Path) -> String {
+    path.display().to_string()
 }
 
 fn best(text: &str) -> Result<(usize, String), String> {

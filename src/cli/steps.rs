@@ -37,14 +37,20 @@ pub(super) fn run(args: &Args) -> Result<ExitCode> {
     let sizes = found.iter().map(size).collect::<Result<Vec<_>>>()?;
     let left = leftovers(&args.root).unwrap_or_default();
     if args.json {
-        let custom = root_metadata(&args.root)?;
-        output::json(&json!({
+        let mut document = json!({
             "schema": 1,
             "latest": latest(&found).map(|step| step.step),
-            "custom_metadata": custom,
+            "custom_metadata": null,
             "steps": found.iter().zip(&sizes).map(|(step, size)| row(step, *size)).collect::<Vec<_>>(),
             "leftovers": output::leftovers_json(&left),
-        }))?;
+        });
+        match root_metadata(&args.root) {
+            Ok(custom) => document["custom_metadata"] = json!(custom),
+            // The steps do not depend on it.
+            Err(error) if error.is_of_one_path() => document["custom_metadata_error"] = json!(error.to_string()),
+            Err(error) => return Err(error),
+        }
+        output::json(&document)?;
     } else {
         let head = ["step", "when", "size", "state", "items", "metrics"].map(str::to_owned).to_vec();
         let rows = found.iter().zip(&sizes).map(|(step, size)| {
@@ -54,6 +60,9 @@ pub(super) fn run(args: &Args) -> Result<ExitCode> {
             vec![step.name.clone(), utc(step.time), human_bytes(*size), state, items, metrics(step)]
         });
         let mut text = output::table(&std::iter::once(head).chain(rows).collect::<Vec<_>>());
+        if let Err(error) = root_metadata(&args.root) {
+            text += &format!("the root's metadata cannot be read: {}\n", output::printable(&error.to_string()));
+        }
         text += &output::leftovers_text(&left);
         let whole = found.iter().filter(|step| step.is_whole()).count();
         let latest = latest(&found).map_or("none whole".to_owned(), |step| format!("latest {}", step.step));

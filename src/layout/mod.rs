@@ -22,6 +22,8 @@ mod survey;
 #[cfg(test)]
 mod testing;
 
+use std::collections::BTreeMap;
+
 use serde_json::Value;
 
 pub(crate) use nearest::nearest;
@@ -41,6 +43,9 @@ pub struct Options {
     pub step: StepChoice,
     /// Open what was not finished.
     pub force: bool,
+    /// The steps that are not whole although their listings show nothing of it, by the names of their directories, and why: who
+    /// looks into them knows.
+    pub damaged: BTreeMap<String, String>,
 }
 
 /// What the user's path is. The checkpoint's root is that directory, or the directory of that file.
@@ -92,6 +97,9 @@ pub struct Description {
     pub steps: Vec<Step>,
     /// The step that was chosen.
     pub step: Option<Step>,
+    /// The steps that were passed over for it because they are not whole: those after the latest one that is; by a metric all of
+    /// them. None where the step was chosen by its number.
+    pub passed_over: Vec<Step>,
     /// The user's metadata of the checkpoint (of the step, else of its root).
     pub custom_metadata: Option<Value>,
     /// When the save began, in nanoseconds since the Unix epoch.
@@ -178,8 +186,7 @@ pub enum StepState {
 ///
 /// # Errors
 /// No item of that name, or several trees and none of the usual names (kind `Invalid`, with the names).
-pub fn default_item<'a>(description: &'a Description, wanted: Option<&str>) -> Result<&'a Item> {
-    let items = &description.items;
+pub fn default_item<'a>(items: &'a [Item], wanted: Option<&str>) -> Result<&'a Item> {
     if let Some(wanted) = wanted {
         return items.iter().find(|item| item.name == wanted).ok_or_else(|| no_such_item(items, wanted));
     }
@@ -196,11 +203,13 @@ pub fn default_item<'a>(description: &'a Description, wanted: Option<&str>) -> R
         let names =
             |items: &mut dyn Iterator<Item = &Item>| items.map(|item| item.name.clone()).collect::<Vec<_>>().join(", ");
         if trees.is_empty() {
-            Error::invalid("the checkpoint has no item that is a tree").found(names(&mut items.iter()))
+            Error::invalid("the checkpoint has no item that is a tree")
+                .found(names(&mut items.iter()))
+                .hint("items that are JSON are loaded by `load_items`")
         } else {
             Error::invalid("the checkpoint has several items")
                 .found(names(&mut trees.iter().copied()))
-                .hint("name one with --item")
+                .hint("name the one that is meant (`--item`)")
         }
     })
 }
@@ -254,7 +263,7 @@ impl ItemKind {
 }
 
 /// Orbax's own names for the item with the model's state: v1, v1 before 0.12, v0's manager; and the common one for weights.
-pub(crate) const USUAL_ITEMS: [&str; 4] = ["state", "pytree", "default", "params"];
+const USUAL_ITEMS: [&str; 4] = ["state", "pytree", "default", "params"];
 
 #[cfg(test)]
 mod tests;

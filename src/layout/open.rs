@@ -7,7 +7,7 @@ use super::orbax::sums::{self, SUMS_FILE};
 use super::safetensors::Source;
 use super::steps::{self, Found};
 use super::survey::{Holds, Survey, has_marker};
-use super::{Description, Entry, Format, Item, ItemKind, LayoutKind, Options, StepChoice};
+use super::{Description, Entry, Format, Item, ItemKind, LayoutKind, Options, Step, StepChoice, StepState};
 use crate::error::{Error, Result};
 use crate::limits::ERROR_LINES_MAX;
 use crate::need::{Asker, DirEntry, EntryKind};
@@ -109,6 +109,7 @@ fn of_safetensors(source: Source) -> Description {
         items: vec![Item { name: String::new(), kind: ItemKind::Tree, dir: RelPath::root() }],
         steps: Vec::new(),
         step: None,
+        passed_over: Vec::new(),
         custom_metadata: None,
         init_ns: None,
         commit_ns: None,
@@ -122,6 +123,11 @@ async fn of_steps(
     mut found: Vec<Found>,
     options: &Options,
 ) -> Result<Description> {
+    for Found { step, .. } in found.iter_mut().filter(|found| found.step.state == StepState::Whole) {
+        if let Some(reason) = options.damaged.get(&step.name) {
+            step.state = StepState::Incomplete(reason.clone());
+        }
+    }
     let chosen = steps::choose(ask, &found, &options.step, options.force).await?;
     let (step, mut holds) = (chosen.step.clone(), chosen.holds.clone());
     if holds == Holds::Nothing {
@@ -138,9 +144,21 @@ async fn of_steps(
     if description.custom_metadata.is_none() {
         description.custom_metadata = root_metadata(ask, survey).await?;
     }
-    description.steps = found.drain(..).map(|found| found.step).collect();
+    description.steps = found.into_iter().map(|found| found.step).collect();
+    description.passed_over = passed_over(&description.steps, &step, &options.step);
     description.step = Some(step);
     Ok(description)
+}
+
+/// The steps that might have been chosen but are not whole. Which of them a metric would have preferred is not known.
+fn passed_over(steps: &[Step], chosen: &Step, choice: &StepChoice) -> Vec<Step> {
+    let at = steps.iter().position(|step| step.name == chosen.name).unwrap_or(steps.len());
+    let candidates = match choice {
+        StepChoice::Number(_) => &[],
+        StepChoice::Unstated | StepChoice::Latest => steps.get(at + 1..).unwrap_or_default(),
+        StepChoice::Best { .. } => steps,
+    };
+    candidates.iter().filter(|step| step.state != StepState::Whole && step.name != chosen.name).cloned().collect()
 }
 
 /// The user's metadata of a step root; a broken file is passed over, it stops nothing.
@@ -214,6 +232,7 @@ impl Own {
             items,
             steps: Vec::new(),
             step: None,
+            passed_over: Vec::new(),
             custom_metadata: self.metadata.custom_metadata,
             init_ns: self.metadata.init_ns,
             commit_ns: self.metadata.commit_ns,

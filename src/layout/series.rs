@@ -2,10 +2,11 @@
 //!
 //! [`describe`](super::describe) asks which one step is meant; here every step counts, and a root may have none yet.
 
-use super::batch::{corrupt, files, files_or_reasons, has_dir};
+use super::batch::{corrupt, files, files_or_reasons, has_dir, has_file};
+use super::orbax::tree::{METADATA_FILE, MSGPACK_FILE};
 use super::orbax::{checkpoint, json, step};
 use super::steps::{self, Found};
-use super::survey::{Holds, Survey};
+use super::survey::{Holds, MANIFEST_FILE, Survey};
 use super::{Item, ItemKind, Step, StepState};
 use crate::error::Result;
 use crate::limits::{METADATA_FILE_BYTES_MAX, METRICS_BYTES_MAX};
@@ -40,12 +41,39 @@ pub struct Notes {
     pub metrics_damage: Option<String>,
 }
 
-/// The steps below the root whose directories have a wanted name, by number and name; unfinished ones included. `None` if
-/// there is no such directory.
+/// What shows that the root is a checkpoint itself, whose items may be named like steps; `None` if nothing does.
+///
+/// # Errors
+/// What cannot be listed.
+pub async fn checkpoint_mark(ask: &Asker) -> Result<Option<String>> {
+    let root = RelPath::root();
+    let mut survey = Survey::new(ask);
+    let holds = survey.classify(std::slice::from_ref(&root)).await?;
+    survey.insist(&root).await?;
+    let entries = survey.entries(&root).unwrap_or_default();
+    let files = [checkpoint::METADATA_FILE, checkpoint::V1_MARKER, METADATA_FILE, MSGPACK_FILE, MANIFEST_FILE];
+    if let Some(file) = files.into_iter().find(|file| has_file(entries, file)) {
+        return Ok(Some(format!("`{file}`")));
+    }
+    if holds.contains(&Holds::Item(ItemKind::Tree)) {
+        return Ok(Some("directories of arrays".to_owned()));
+    }
+    let named = steps::named(&survey, &root, &|_| true);
+    let mut found = steps::classified(&mut survey, named).await?;
+    found.retain(|found| !steps::holds_steps(&survey, found));
+    Ok(steps::tree_beside(&survey, &root, &found).map(|name| format!("the tree `{name}`")))
+}
+
+/// The steps below the root whose directories have a wanted name, by number and name; unfinished ones included. Other
+/// directories may be looked at as if they had a step's name. `None` if there is no such root.
 ///
 /// # Errors
 /// What cannot be listed or read.
-pub async fn list(ask: &Asker, wanted: &(dyn Fn(&str) -> bool + Sync)) -> Result<Option<Vec<Listed>>> {
+pub async fn list(
+    ask: &Asker,
+    wanted: &(dyn Fn(&str) -> bool + Sync),
+    renamed: &[(RelPath, String)],
+) -> Result<Option<Vec<Listed>>> {
     let root = RelPath::root();
     let mut survey = Survey::new(ask);
     survey.list(vec![root.clone()]).await?;
@@ -53,8 +81,8 @@ pub async fn list(ask: &Asker, wanted: &(dyn Fn(&str) -> bool + Sync)) -> Result
     if survey.entries(&root).is_none() {
         return Ok(None);
     }
-    let named = survey.children(&root).into_iter().filter(|(name, _)| wanted(name));
-    let named = named.filter_map(|(name, dir)| Some((step::parse(&name)?, name, dir))).collect();
+    let renamed = renamed.iter().filter_map(|(dir, name)| Some((step::parse(name)?, name.clone(), dir.clone())));
+    let named = steps::named(&survey, &root, wanted).into_iter().chain(renamed).collect();
     let mut found = steps::classified(&mut survey, named).await?;
     found.retain(|found| !steps::holds_steps(&survey, found));
     steps::judge(ask, &survey, &mut found).await?;
@@ -126,14 +154,15 @@ pub async fn root_notes(ask: &Asker) -> Result<Option<serde_json::Value>> {
     let dir = RelPath::root().join(checkpoint::ROOT_METADATA_DIR)?;
     let names = [checkpoint::ROOT_METADATA_FILE, checkpoint::OLD_ROOT_METADATA_FILE];
     let paths = names.iter().map(|name| dir.join(name)).collect::<Result<Vec<_>, _>>()?;
-    let mut read = files(ask, paths.clone()).await?.into_iter();
+    let mut read = files(ask, paths).await?.into_iter();
     let (new, old) = (read.next().flatten(), read.next().flatten());
-    let parsed = match (new, old) {
-        (Some(file), _) => checkpoint::parse_root(&file),
-        (None, Some(file)) => checkpoint::parse_old_root(&file),
-        (None, None) => Ok(None),
+    let (parsed, name) = match (new, old) {
+        (Some(file), _) => (checkpoint::parse_root(&file), checkpoint::ROOT_METADATA_FILE),
+        (None, Some(file)) => (checkpoint::parse_old_root(&file), checkpoint::OLD_ROOT_METADATA_FILE),
+        (None, None) => return Ok(None),
     };
-    parsed.map_err(|error| corrupt(&error, Some(error.offset), &dir))
+    let path = dir.join(name)?;
+    parsed.map_err(|error| corrupt(&error, Some(error.offset), &path))
 }
 
 /// Whether a step has files of its own to be asked for.
@@ -162,7 +191,7 @@ mod tests {
             .file("export/_METADATA", "{}");
         let (steps, notes) = dir
             .run(|ask| async move {
-                let steps = list(&ask, &|_| true).await?.unwrap();
+                let steps = list(&ask, &|_| true, &[]).await?.unwrap();
                 let notes = notes(&ask, &steps).await?;
                 Ok((steps, notes))
             })
@@ -174,8 +203,32 @@ mod tests {
         assert_eq!(notes[0].metrics, Some(serde_json::json!({"loss": "NaN"})));
         assert!(notes[1].damage.is_some() && notes[1].metrics_damage.is_some());
         assert_eq!(notes[2], Notes::default());
-        let none = dir.run(|ask| async move { list(&ask, &|name| name == "5").await }).unwrap().unwrap();
-        assert_eq!(none.len(), 1);
-        assert_eq!(Dir::default().run(|ask| async move { list(&ask, &|_| true).await }).unwrap(), None);
+        // One of them, and one that is to get its name back.
+        let renamed = [(RelPath::new(".old-4").unwrap(), "4".to_owned())];
+        let dir = dir.file(".old-4/state/_METADATA", "{}");
+        let listed = dir.run(|ask| {
+            let renamed = &renamed;
+            async move { list(&ask, &|name| name == "5", renamed).await }
+        });
+        let listed = listed.unwrap().unwrap();
+        let places: Vec<_> = listed.iter().map(|listed| (listed.step.number, listed.step.dir.to_string())).collect();
+        assert_eq!(places, [(4, ".old-4".to_owned()), (5, "5".to_owned())]);
+        assert_eq!(Dir::default().run(|ask| async move { list(&ask, &|_| true, &[]).await }).unwrap(), None);
+    }
+
+    #[test]
+    fn a_checkpoint_is_no_root_whatever_its_items_are_called() {
+        let mark = |dir: &Dir| dir.run(|ask| async move { checkpoint_mark(&ask).await }).unwrap();
+        let tree = |dir: Dir, path: &str| dir.file(&format!("{path}/_METADATA"), "{}");
+        let items = || tree(tree(Dir::new(), "weights"), "model_2");
+        assert_eq!(mark(&items()).as_deref(), Some("the tree `weights`"));
+        assert_eq!(mark(&tree(Dir::new(), "weights").file("key_1/np_random_key/_METADATA", "{}")), mark(&items()));
+        assert_eq!(mark(&items().file("orbax.checkpoint", "")).as_deref(), Some("`orbax.checkpoint`"));
+        assert_eq!(mark(&Dir::new().file("w/.zarray", "{}")).as_deref(), Some("directories of arrays"));
+        // Nothing speaks against these: nothing at all, steps of either kind, and a tree beside steps that hold items.
+        let export = tree(tree(Dir::new(), "3/weights"), "export");
+        for root in [Dir::default(), Dir::new(), tree(Dir::new(), "model_1"), tree(Dir::new(), "3/weights"), export] {
+            assert_eq!(mark(&root), None);
+        }
     }
 }

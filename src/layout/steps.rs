@@ -21,19 +21,15 @@ pub(super) struct Found {
 
 /// The steps below `root`, by number and name; `None` if it is no step root.
 ///
-/// It is one if a child that is named like a step holds an item or was left unfinished, and no child that is not named so
-/// is a tree item. (Orbax asks that every child be a step; logs beside the steps are common.)
+/// It is one if a child that is named like a step holds an item or was left unfinished, and no other child shows that these are
+/// items. (Orbax asks that every child be a step; logs beside the steps are common.)
 pub(super) async fn find(ask: &Asker, survey: &mut Survey<'_>, root: &RelPath) -> Result<Option<Vec<Found>>> {
-    let mut named = Vec::new();
-    for (name, dir) in survey.children(root) {
-        match step::parse(&name) {
-            Some(number) => named.push((number, name, dir)),
-            None if survey.is_tree(&dir) => return Ok(None),
-            None => {}
-        }
-    }
+    let named = named(survey, root, &|_| true);
     let mut steps = classified(survey, named).await?;
     steps.retain(|found| !holds_steps(survey, found));
+    if tree_beside(survey, root, &steps).is_some() {
+        return Ok(None);
+    }
     let is_root = steps.iter().any(|found| found.holds != Holds::Nothing);
     let unfinished = unfinished(survey, root);
     if !is_root && unfinished.is_empty() {
@@ -43,6 +39,31 @@ pub(super) async fn find(ask: &Asker, survey: &mut Survey<'_>, root: &RelPath) -
     steps.extend(unfinished);
     steps.sort_by(|a, b| (a.step.number, &a.step.name).cmp(&(b.step.number, &b.step.name)));
     Ok(Some(steps))
+}
+
+/// The children with a wanted name that are named like steps: number, name and directory.
+pub(super) fn named(
+    survey: &Survey<'_>,
+    root: &RelPath,
+    wanted: &(dyn Fn(&str) -> bool + Sync),
+) -> Vec<(u64, String, RelPath)> {
+    let children = survey.children(root).into_iter().filter(|(name, _)| wanted(name));
+    children.filter_map(|(name, dir)| Some((step::parse(&name)?, name, dir))).collect()
+}
+
+/// A tree beside these children, which shows that they are no steps but items like itself: unless one of them holds items, as
+/// only steps do.
+pub(super) fn tree_beside(survey: &Survey<'_>, root: &RelPath, steps: &[Found]) -> Option<String> {
+    let holds_items = |found: &Found| match &found.holds {
+        Holds::Composite(composite) => {
+            let is_of_step = |item: &Item| item.kind == ItemKind::Tree && !RANDOM_KEYS.contains(&item.name.as_str());
+            composite.items.iter().any(is_of_step)
+        }
+        _ => false,
+    };
+    let is_tree = |(name, dir): &(String, RelPath)| step::parse(name).is_none() && survey.is_tree(dir);
+    let beside = survey.children(root).into_iter().find(is_tree);
+    beside.map(|(name, _)| name).filter(|_| !steps.iter().any(holds_items))
 }
 
 /// The children that are named like steps, with what they hold.
@@ -368,6 +389,8 @@ fn none_whole(steps: &[Found]) -> Error {
         .hint("wait until a save is finished, or open a step's own directory with --force")
 }
 
+/// The trees in an item that is a random key, which is no step.
+const RANDOM_KEYS: [&str; 2] = ["jax_random_key", "np_random_key"];
 const METRICS: &str = checkpoint::METRICS_ITEM;
 /// The last parts of the names of handlers whose items are trees.
 const TREE_CLASSES: [&str; 3] = ["PyTreeHandler", "PyTreeCheckpointHandler", "StandardCheckpointHandler"];

@@ -65,7 +65,7 @@ fn a_bare_item_of_any_age() {
     for file in files {
         let description = describe_ok(&Dir::new().file(file, ""));
         assert_eq!((description.layout, names(&description)), (LayoutKind::V0Direct, vec![("", "tree")]), "{file}");
-        assert_eq!(default_item(&description, None).unwrap().dir, RelPath::root());
+        assert_eq!(default_item(&description.items, None).unwrap().dir, RelPath::root());
     }
     let marked = Dir::new().file("_METADATA", TREE).file("_CHECKPOINT_METADATA", CHECKPOINT);
     assert_eq!((describe_ok(&marked).layout, describe_ok(&marked).commit_ns), (LayoutKind::V0Direct, Some(2)));
@@ -125,7 +125,7 @@ fn the_latest_step_is_chosen_by_number() {
     assert_eq!(description.steps.iter().map(|step| step.number).collect::<Vec<_>>(), [1, 2, 10]);
     assert!(description.steps.iter().all(|step| step.state == StepState::Whole));
     assert_eq!(names(&description), [("default", "tree"), ("metrics", "json")]);
-    assert_eq!(default_item(&description, None).unwrap().dir.to_string(), "ckpt_00010/default");
+    assert_eq!(default_item(&description.items, None).unwrap().dir.to_string(), "ckpt_00010/default");
     assert_eq!(description.custom_metadata, Some(serde_json::json!({"exp": "hi"})));
     assert!(dir.batches() <= 6, "{}", dir.batches());
 }
@@ -184,6 +184,43 @@ fn steps_that_are_not_whole_are_skipped_with_a_reason() {
     }
     let error = describe_err(&no_database);
     assert_eq!((error.kind(), error.list().len()), (ErrorKind::Corrupt, 1));
+}
+
+#[test]
+fn steps_that_are_passed_over_are_told() {
+    let dir = manager().dir("ckpt_00005").dir("ckpt_00011").dir("ckpt_00012.orbax-checkpoint-tmp/default");
+    let passed = |options: Options| {
+        let description = open(&dir, options).unwrap();
+        let names: Vec<String> = description.passed_over.iter().map(|step| step.name.clone()).collect();
+        (description.step.unwrap().number, names)
+    };
+    let later = ["ckpt_00011", "ckpt_00012.orbax-checkpoint-tmp"];
+    assert_eq!(passed(Options::default()), (10, later.map(str::to_owned).to_vec()));
+    let best = StepChoice::Best { metric: "loss".to_owned(), smallest: false };
+    let all = [&["ckpt_00005"][..], &later].concat();
+    assert_eq!(passed(at_step(best.clone())), (2, all.iter().map(|name| (*name).to_owned()).collect()));
+    assert_eq!(passed(at_step(StepChoice::Number(1))), (1, Vec::new()));
+    // What is known of a step counts as what its listings tell.
+    let damaged = || ["ckpt_00010", "ckpt_00002"].map(|name| (name.to_owned(), "a bit".to_owned())).into();
+    let known = |step| passed(Options { damaged: damaged(), ..at_step(step) });
+    assert_eq!((known(StepChoice::Latest).0, known(StepChoice::Latest).1.len(), known(best).0), (1, 5, 1));
+    let error = open(&dir, Options { damaged: damaged(), ..at_step(StepChoice::Number(10)) }).unwrap_err();
+    assert!(error.to_string().contains("step 10 is not whole: a bit"), "{error}");
+}
+
+#[test]
+fn a_tree_beside_what_is_named_like_steps_tells_whether_they_are() {
+    let layout = |dir: Dir| describe_ok(&dir).layout;
+    let beside = |dir: Dir| item(dir, "export");
+    assert_eq!(layout(beside(item(Dir::new(), "5"))), LayoutKind::V0Composite, "items like itself");
+    assert_eq!(layout(beside(item(Dir::new(), "5/state"))), LayoutKind::Steps, "only steps hold items");
+    assert_eq!(layout(beside(item(Dir::new(), "key_5/np_random_key"))), LayoutKind::V0Composite, "or random keys");
+    // Items of any name are a checkpoint, and a step.
+    let dir = item(item(Dir::new(), "weights"), "opt");
+    assert_eq!(
+        (layout(dir), describe_ok(&item(Dir::new(), "5/weights")).layout),
+        (LayoutKind::V0Composite, LayoutKind::Steps)
+    );
 }
 
 #[test]
@@ -283,7 +320,7 @@ fn the_default_item() {
             .fold(Dir::new().file("orbax.checkpoint", "").file("conf/data.json", "{}"), |dir, name| item(dir, name));
         describe_ok(&dir)
     };
-    let default = |names: &[&str]| default_item(&description(names), None).map(|item| item.name.clone());
+    let default = |names: &[&str]| default_item(&description(names).items, None).map(|item| item.name.clone());
     assert_eq!(default(&["params", "state", "a"]).unwrap(), "state");
     assert_eq!(default(&["params", "opt"]).unwrap(), "params");
     assert_eq!(default(&["weights"]).unwrap(), "weights");
@@ -292,7 +329,7 @@ fn the_default_item() {
     let several = default(&["cfg", "opt"]).unwrap_err();
     assert_eq!((several.kind(), several.to_string().contains("cfg, opt")), (ErrorKind::Invalid, true));
     assert!(default(&[]).unwrap_err().to_string().contains("conf"));
-    let wrong = default_item(&description(&["params", "opt"]), Some("parms")).unwrap_err();
+    let wrong = default_item(&description(&["params", "opt"]).items, Some("parms")).unwrap_err();
     assert!(wrong.to_string().contains("params"), "{wrong}");
-    assert_eq!(default_item(&description(&["params"]), Some("conf")).unwrap().kind, ItemKind::Json);
+    assert_eq!(default_item(&description(&["params"]).items, Some("conf")).unwrap().kind, ItemKind::Json);
 }

@@ -6,23 +6,24 @@ use std::sync::{Arc, Mutex};
 
 use serde_json::Value;
 
-use super::choose::{OpenStep, best, latest, with_reading, with_step};
+use super::choose::{OpenStep, StepItem, best, latest, with_reading, with_step};
 use super::handle::StepLoad;
 use super::history::Metric;
 use super::lock::WriterLock;
 use super::names::prefix;
 use super::options::CheckpointerOptions;
 use super::preservation::PreservationPolicy;
+use super::recovery::Recovery;
 use super::root::{
-    SeriesStep, final_name, is_temporary, orbax_temporaries, recover, refuse_checkpoint, root_metadata, scan,
+    SeriesStep, final_name, is_temporary, orbax_temporaries, refuse_checkpoint, root_metadata, scan,
     write_root_metadata,
 };
 use super::shared::Shared;
 use super::worker::{Task, Worker};
 use crate::error::{Error, ErrorKind, Result};
-use crate::layout::StepChoice;
+use crate::layout::{StepChoice, default_item};
 use crate::tree::save::delete_item;
-use crate::tree::{Checkpoint, LoadedItem, Metadata, State, Target, load_items};
+use crate::tree::{Checkpoint, LoadedItem, Metadata, State, Target, load_items_on, trees};
 
 /// A series of steps in a root directory: saves them as policies say, removes those that need not be preserved, and finds the
 /// latest and the best that are whole.
@@ -73,13 +74,21 @@ pub struct Checkpointer {
     pub(super) shared: Arc<Shared>,
 }
 
-/// A step and the tree that its default item holds.
+/// A step and the trees that its items hold.
 #[derive(Clone, Debug, PartialEq)]
 pub struct StepMetadata {
     /// The step: its items, metrics, times and custom metadata.
     pub step: SeriesStep,
-    /// The tree: leaves, shapes, types, saved shardings.
-    pub tree: Metadata,
+    /// Its trees by the names of their items: leaves, shapes, types, saved shardings. The name of a bare item is empty.
+    pub trees: BTreeMap<String, Metadata>,
+}
+
+impl StepMetadata {
+    /// The tree that is loaded if no item is named; `None` if there is none, or one of several would have to be named.
+    pub fn tree(&self) -> Option<&Metadata> {
+        let item = default_item(&self.step.items, None).ok()?;
+        self.trees.get(&item.name)
+    }
 }
 
 impl Checkpointer {
@@ -87,7 +96,8 @@ impl Checkpointer {
     /// and removes what crashes left behind, in the background.
     ///
     /// # Errors
-    /// Another writer (kind `Busy`), options that cannot be meant, a checkpoint, steps of other names only, a root that cannot be read or made.
+    /// Another writer (kind `Busy`), options that cannot be meant, a checkpoint, steps of other names only, for a writer also steps
+    /// whose numbers have other leading zeros, a root that cannot be read or made.
     pub fn open(root: impl AsRef<Path>, options: CheckpointerOptions) -> Result<Self> {
         options.names.check()?;
         options.save_policy.check()?;
@@ -101,7 +111,8 @@ impl Checkpointer {
         if writes {
             make_root(&shared)?;
             lock = Some(WriterLock::take(&shared.root)?);
-            left = recover(&*shared.options.save.store, &shared.root, &shared.options.names)?;
+            let found = Recovery::find(&shared.root, &shared.options.names)?;
+            left = found.put_back(&*shared.options.save.store)?.left;
         }
         shared.reload()?;
         refuse_other_names(&shared)?;
@@ -110,11 +121,17 @@ impl Checkpointer {
             if shared.options.remove_orbax_temporaries {
                 left.extend(orbax_temporaries(&shared.lock().steps));
             }
-            if let Some(metadata) = &shared.options.custom_metadata
-                && root_metadata(&shared.root)?.is_none()
-            {
+            if let Some(metadata) = &shared.options.custom_metadata {
                 let save = &shared.options.save;
-                write_root_metadata(&save.store, &shared.root, metadata, save.sync)?;
+                match root_metadata(&shared.root) {
+                    Ok(None) => write_root_metadata(&save.store, &shared.root, metadata, save.sync)?,
+                    Ok(Some(_)) => {}
+                    // The series does not depend on it; asking for it tells, and setting it replaces it.
+                    Err(error) if error.is_of_one_path() => {
+                        tracing::warn!(%error, "the root's metadata cannot be read")
+                    }
+                    Err(error) => return Err(error),
+                }
             }
             let started = Worker::start(&shared)?;
             if !left.is_empty() {
@@ -226,21 +243,22 @@ impl Checkpointer {
 
     // ---------------------------------------------------------------- reading
 
-    /// Opens a step: a number, [`StepChoice::Latest`] or a [`Metric`]. As long as the result lives, the series does not remove
-    /// the step.
+    /// Opens a tree of a step: of a number, [`StepChoice::Latest`] or a [`Metric`], its usual item or `(step, "item")`. As long as
+    /// the result lives, the series does not remove the step.
     ///
     /// # Errors
-    /// No such step, none that is whole, damage.
-    pub fn open_step(&self, step: impl Into<StepChoice>, item: Option<&str>) -> Result<OpenStep> {
-        with_step(&self.shared, &step.into(), item, Ok)
+    /// No such step, none that is whole, damage; a step of several items none of which is the usual one, or of none that is a
+    /// tree: [`load_items`](Self::load_items) loads what a step has, whatever it is.
+    pub fn open_step(&self, which: impl Into<StepItem>) -> Result<OpenStep> {
+        with_step(&self.shared, &which.into(), Ok)
     }
 
     /// Loads a step's tree into host memory, as stored.
     ///
     /// # Errors
     /// As [`open_step`](Self::open_step), and of loading.
-    pub fn load(&self, step: impl Into<StepChoice>) -> Result<State> {
-        self.load_with(step, Checkpoint::target)
+    pub fn load(&self, which: impl Into<StepItem>) -> Result<State> {
+        self.load_with(which, Checkpoint::target)
     }
 
     /// Loads what a target wants of a step's tree.
@@ -249,11 +267,11 @@ impl Checkpointer {
     /// As [`load`](Self::load), and a target that does not fit.
     pub fn load_with(
         &self,
-        step: impl Into<StepChoice>,
+        which: impl Into<StepItem>,
         mut target: impl FnMut(&Checkpoint) -> Target,
     ) -> Result<State> {
         let engine = self.shared.load_engine()?;
-        with_step(&self.shared, &step.into(), None, |open| {
+        with_step(&self.shared, &which.into(), |open| {
             let target = target(&open.checkpoint);
             engine.load(&open.checkpoint, &target)?.wait()
         })
@@ -263,8 +281,8 @@ impl Checkpointer {
     ///
     /// # Errors
     /// As [`open_step`](Self::open_step); everything later comes from the handle.
-    pub fn load_async(&self, step: impl Into<StepChoice>) -> Result<StepLoad> {
-        self.load_async_with(step, Checkpoint::target)
+    pub fn load_async(&self, which: impl Into<StepItem>) -> Result<StepLoad> {
+        self.load_async_with(which, Checkpoint::target)
     }
 
     /// Starts loading what a target wants of a step's tree.
@@ -273,33 +291,32 @@ impl Checkpointer {
     /// As [`load_async`](Self::load_async), and a target that does not fit.
     pub fn load_async_with(
         &self,
-        step: impl Into<StepChoice>,
+        which: impl Into<StepItem>,
         mut target: impl FnMut(&Checkpoint) -> Target,
     ) -> Result<StepLoad> {
         let engine = self.shared.load_engine()?;
-        with_step(&self.shared, &step.into(), None, |open| {
+        with_step(&self.shared, &which.into(), |open| {
             let target = target(&open.checkpoint);
             let job = engine.load(&open.checkpoint, &target)?;
             Ok(StepLoad { job, _engine: Arc::clone(&engine), step: open.step.step, _reading: open.reading })
         })
     }
 
-    /// Loads every item of a step, trees as stored.
+    /// Loads every item of a step, trees as stored, whatever their number and kind.
     ///
     /// # Errors
-    /// As [`load`](Self::load).
+    /// No such step, none that is whole, damage; of loading.
     pub fn load_items(&self, step: impl Into<StepChoice>) -> Result<BTreeMap<String, LoadedItem>> {
-        with_reading(&self.shared, &step.into(), |step, _reading| load_items(&step.path))
+        let engine = self.shared.load_engine()?;
+        with_reading(&self.shared, &step.into(), |step, _reading| load_items_on(&engine, &step.path))
     }
 
-    /// What a step says about itself, without its data.
+    /// What a step says about itself, without its data: of all its items, whatever their number and kind.
     ///
     /// # Errors
-    /// As [`open_step`](Self::open_step).
+    /// No such step, none that is whole, damage.
     pub fn metadata(&self, step: impl Into<StepChoice>) -> Result<StepMetadata> {
-        with_step(&self.shared, &step.into(), None, |open| {
-            Ok(StepMetadata { tree: open.checkpoint.metadata(), step: open.step })
-        })
+        with_reading(&self.shared, &step.into(), |step, _reading| Ok(StepMetadata { trees: trees(&step.path)?, step }))
     }
 
     /// The user's metadata of the root, read anew.
@@ -343,10 +360,25 @@ fn make_root(shared: &Shared) -> Result<()> {
     })
 }
 
-/// A root that only has steps of other names is more likely a mistake than a new series: the loop would start anew.
+/// A root that only has steps of other names is more likely a mistake than a new series: the loop would start anew. And Orbax
+/// reads numbers of one form: a writer does not put `2` beside `000001`.
 fn refuse_other_names(shared: &Shared) -> Result<()> {
-    if !shared.lock().steps.is_empty() {
-        return Ok(());
+    let (names, steps) = (&shared.options.names, shared.lock().steps.clone());
+    if !steps.is_empty() {
+        let numbers = || steps.iter().filter(|step| !step.items.is_empty()).map(|step| (step.step, step.name.as_str()));
+        return match numbers().find(|(step, name)| final_name(name) != names.name(*step)) {
+            Some((step, other)) if !shared.options.read_only => Err(Error::invalid(
+                "the numbers of the steps in the root have other leading zeros than these options say",
+            )
+            .at("root", shared.root.display())
+            .expected(format_args!("names like `{}`", names.name(step)))
+            .found(format_args!("`{other}`"))
+            .hint(match names.fitting(numbers()) {
+                Some(fitting) => format!("set `digits` of `names` to {}", fitting.digits),
+                None => "they have several forms: rename them to one, or open the root read-only".to_owned(),
+            })),
+            _ => Ok(()),
+        };
     }
     let others = scan(&shared.root, &|name| !is_temporary(name))?;
     let Some(other) = others.iter().find(|step| step.is_whole()) else { return Ok(()) };

@@ -11,6 +11,40 @@ use crate::layout::StepChoice;
 use crate::limits::{ERROR_LINES_MAX, NEAREST_NAMES_MAX, STEP_GONE_RETRIES_MAX};
 use crate::tree::{Checkpoint, OpenOptions};
 
+/// Which tree is meant: of which step, and which of its items. It is made of a step, by number, as the latest or by a metric,
+/// alone or with an item's name: `5`, `StepChoice::Latest`, `(5, "ema")`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct StepItem {
+    /// The step.
+    pub step: StepChoice,
+    /// The item; `None` for `state`, `pytree`, `default`, `params`, or the only tree.
+    pub item: Option<String>,
+}
+
+impl From<u64> for StepItem {
+    fn from(step: u64) -> Self {
+        StepChoice::from(step).into()
+    }
+}
+
+impl From<Metric> for StepItem {
+    fn from(metric: Metric) -> Self {
+        StepChoice::from(metric).into()
+    }
+}
+
+impl From<StepChoice> for StepItem {
+    fn from(step: StepChoice) -> Self {
+        Self { step, item: None }
+    }
+}
+
+impl<S: Into<StepChoice>> From<(S, &str)> for StepItem {
+    fn from((step, item): (S, &str)) -> Self {
+        Self { step: step.into(), item: Some(item.to_owned()) }
+    }
+}
+
 /// A step that was opened through a series: a [`Checkpoint`] that the series does not remove as long as this lives.
 #[derive(Debug)]
 pub struct OpenStep {
@@ -147,12 +181,11 @@ fn none_whole(shared: &Shared) -> Error {
 /// other would do, the series is looked at again.
 pub(super) fn with_step<T>(
     shared: &Arc<Shared>,
-    choice: &StepChoice,
-    item: Option<&str>,
+    which: &StepItem,
     mut work: impl FnMut(OpenStep) -> Result<T>,
 ) -> Result<T> {
-    with_reading(shared, choice, |step, reading| {
-        let options = OpenOptions { item: item.map(str::to_owned), ..OpenOptions::default() };
+    with_reading(shared, &which.step, |step, reading| {
+        let options = OpenOptions { item: which.item.clone(), ..OpenOptions::default() };
         let checkpoint = Checkpoint::open(&step.path, &options)?;
         work(OpenStep { checkpoint, step, reading })
     })

@@ -88,18 +88,15 @@ struct SlotState {
 }
 
 impl Slot {
-    /// Ends it, once.
-    pub(super) fn publish(&self, result: Result<SaveReport>) {
+    /// Ends it, once. Whoever polled it is to be woken by the caller, who may hold locks.
+    #[must_use]
+    pub(super) fn publish(&self, result: Result<SaveReport>) -> Option<Waker> {
         let mut state = self.lock();
         if !state.ended {
             (state.ended, state.result) = (true, Some(result));
         }
-        let waker = state.waker.take();
-        drop(state);
         self.changed.notify_all();
-        if let Some(waker) = waker {
-            waker.wake();
-        }
+        state.waker.take()
     }
 
     /// Whether a failure of it has been told.

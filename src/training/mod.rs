@@ -27,6 +27,8 @@ mod lock;
 mod names;
 mod options;
 mod preservation;
+mod prune;
+mod recovery;
 mod remove;
 mod root;
 mod save_policy;
@@ -38,13 +40,13 @@ mod watch;
 mod worker;
 
 pub use checkpointer::{Checkpointer, StepMetadata};
-pub use choose::OpenStep;
+pub use choose::{OpenStep, StepItem};
 pub use handle::{StepLoad, StepSave};
 pub use history::{Metric, StepInfo};
 pub use names::StepNames;
 pub use options::{CheckpointerOptions, StepOptions, WhenBusy};
 pub use preservation::{PreservationPolicy, PreserveFunction};
-pub use remove::{PruneReport, Pruning, prune};
+pub use prune::{PruneReport, Pruning, prune};
 pub use root::{SeriesStep, root_metadata, steps};
 pub use save_policy::{SaveContext, SaveFunction, SavePolicy};
 #[cfg(feature = "cli")]

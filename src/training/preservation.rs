@@ -32,14 +32,14 @@ pub enum PreservationPolicy {
         interval: u64,
         /// Multiples of it; else the first step and each that is at least so far from the last one that stays.
         exact: bool,
-        /// Of these the latest, at most this many.
+        /// Of these the latest, at most this many; not 0.
         max: Option<usize>,
     },
     /// For each multiple of an interval the step that is closest to it (of two the later), and the latest step.
     ClosestToEvery {
         /// The interval; not 0.
         interval: u64,
-        /// Of these the latest, at most this many.
+        /// Of these the latest, at most this many; not 0.
         max: Option<usize>,
     },
     /// The first step, and each that was committed at least this long after the last one that stays.
@@ -114,7 +114,10 @@ impl PreservationPolicy {
                 latest_of(kept, *max)
             }
             Self::ClosestToEvery { interval, max } => latest_of(closest(steps, *interval), *max),
-            Self::EveryDuration(interval) => spaced(steps, |last, step| older(last.time, step.time) >= *interval),
+            Self::EveryDuration(interval) => {
+                // Where the clock went back, no time at all has passed.
+                spaced(steps, |last, step| step.time.duration_since(last.time).is_ok_and(|passed| passed >= *interval))
+            }
             Self::Steps(wanted) => of(&|step| wanted.contains(&step.step)),
             Self::Best { count, metric, keep_without } => best(steps, *count, metric, *keep_without),
             Self::LatestDuration(duration) => {
@@ -149,6 +152,10 @@ impl PreservationPolicy {
         match self {
             Self::EverySteps { interval: 0, .. } | Self::ClosestToEvery { interval: 0, .. } => {
                 Err(Error::invalid("a preservation policy has an interval of 0 steps"))
+            }
+            Self::EverySteps { max: Some(0), .. } | Self::ClosestToEvery { max: Some(0), .. } => {
+                Err(Error::invalid("a preservation policy keeps at most 0 steps, which Orbax takes for no limit")
+                    .hint("leave `max` out for no limit, or the policy for no steps"))
             }
             Self::Any(policies) if policies.is_empty() => {
                 Err(Error::invalid("a preservation policy of no policies would remove every step"))
@@ -193,9 +200,9 @@ fn last(len: usize, count: usize) -> Vec<bool> {
     (0..len).map(|index| index >= first).collect()
 }
 
-/// Of what is kept the last `max`.
+/// Of what is kept the last `max`; as Orbax has it, 0 is no limit.
 fn latest_of(mut kept: Vec<bool>, max: Option<usize>) -> Vec<bool> {
-    let Some(max) = max else { return kept };
+    let Some(max) = max.filter(|max| *max > 0) else { return kept };
     kept.iter_mut().rev().filter(|kept| **kept).skip(max).for_each(|kept| *kept = false);
     kept
 }
@@ -286,7 +293,7 @@ mod tests {
             (PreservationPolicy::every_steps(10), vec![0, 10, 20]),
             (every(false, None), vec![0, 5, 10, 15, 20]),
             (every(true, Some(2)), vec![15, 20]),
-            (every(true, Some(0)), vec![]),
+            (every(true, Some(0)), vec![0, 5, 10, 15, 20]),
             // 5 and 15 lie half-way: to 0 and to 20, where others are closer or later.
             (PreservationPolicy::closest_to_every(10), vec![0, 10, 20]),
             (PreservationPolicy::closest_to_every(7), vec![0, 5, 15, 20]),
@@ -299,6 +306,7 @@ mod tests {
             assert_eq!(kept(&policy, &history), want, "{policy:?}");
         }
         assert!(every(true, None).check().is_ok() && PreservationPolicy::every_steps(0).check().is_err());
+        assert!(every(true, Some(1)).check().is_ok() && every(true, Some(0)).check().is_err());
         assert!(PreservationPolicy::any([]).check().is_err());
     }
 

@@ -8,29 +8,44 @@
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::time::SystemTime;
 
 use super::history::StepInfo;
-use super::lock::WriterLock;
-use super::names::{StepNames, prefix};
 use super::preservation::{PreservationPolicy, removable};
-use super::root::{SeriesStep, final_name, recover, refuse_checkpoint, scan, steps};
+use super::root::{Identity, SeriesStep};
 use super::shared::{Checked, Shared};
 use crate::error::{Error, ErrorKind, Result};
-use crate::io::LocalStore;
 use crate::io::store::{Store, deleted_name, remove_tree};
-use crate::layout::StepState;
-use crate::tree::EngineOptions;
 
-/// Takes a directory out of the series: one rename, durable if `sync`. Gives where it is now.
-pub(super) fn set_aside(store: &dyn Store, dir: &Path, sync: bool) -> Result<PathBuf> {
+/// Takes a directory out of the series: one rename. Gives where it is now.
+fn set_aside(store: &dyn Store, dir: &Path) -> Result<PathBuf> {
     let aside = deleted_name(dir)?;
     store.rename_new(dir, &aside).map_err(|error| failed(error, dir))?;
-    if let (true, Some(root)) = (sync, dir.parent()) {
-        store.sync_dir(root).map_err(|error| failed(error, dir))?;
-    }
     Ok(aside)
+}
+
+/// The same for a step that was judged. `None` if another has its name by now, which stays, or nobody.
+pub(super) fn set_judged_aside(store: &dyn Store, step: &SeriesStep) -> Result<Option<PathBuf>> {
+    if !step.is_same() {
+        return Ok(None);
+    }
+    let aside = set_aside(store, &step.path)?;
+    if Identity::of(&aside) == step.identity {
+        return Ok(Some(aside));
+    }
+    // Another has come in between: it gets its name back.
+    store.rename_new(&aside, &step.path).map_err(|error| {
+        failed(error, &step.path).hint(format!("what came in its place meanwhile is at {}", aside.display()))
+    })?;
+    Ok(None)
+}
+
+/// Removes a step that was set aside; if `sync`, once that is durable.
+pub(super) fn remove_set_aside(store: &dyn Store, step: &SeriesStep, aside: &Path, sync: bool) -> Result<()> {
+    if let (true, Some(root)) = (sync, step.path.parent()) {
+        store.sync_dir(root).map_err(|error| failed(error, aside))?;
+    }
+    remove_aside(store, aside)
 }
 
 /// Removes what was set aside, or left over.
@@ -127,10 +142,14 @@ impl Shared {
             state.checked.remove(&step.name);
         }
         let (store, sync) = (&*self.options.save.store, self.options.save.sync);
-        let aside = set_aside(store, &step.path, sync);
+        let aside = match asked {
+            true => set_aside(store, &step.path).map(Some),
+            false => set_judged_aside(store, step),
+        };
         drop(turn);
         match aside {
-            Ok(aside) => remove_aside(store, &aside),
+            Ok(Some(aside)) => remove_set_aside(store, step, &aside, sync),
+            Ok(None) => self.look_at(&step.name),
             // Somebody else removed it.
             Err(_) if !step.path.exists() => Ok(()),
             Err(error) => {
@@ -150,108 +169,8 @@ pub(super) struct Judged {
 }
 
 /// What a policy says of these steps; one that panics keeps everything.
-fn decide(policy: &PreservationPolicy, whole: &[SeriesStep]) -> Result<Vec<bool>> {
+pub(super) fn decide(policy: &PreservationPolicy, whole: &[SeriesStep]) -> Result<Vec<bool>> {
     let infos: Vec<StepInfo> = whole.iter().map(SeriesStep::info).collect();
     catch_unwind(AssertUnwindSafe(|| policy.keeps(&infos, SystemTime::now())))
         .map_err(|_| Error::invalid("the preservation policy panicked; every step is kept"))
-}
-
-/// How a root is pruned.
-#[derive(Clone, Debug)]
-pub struct Pruning {
-    /// Which steps stay.
-    pub policy: PreservationPolicy,
-    /// The prefix of the steps' names, for a root with several series; `None` for the only one.
-    pub prefix: Option<String>,
-    /// Only say what would be removed.
-    pub dry_run: bool,
-    /// How steps are looked into.
-    pub engine: EngineOptions,
-    /// Where they are removed.
-    pub store: Arc<dyn Store>,
-}
-
-impl Default for Pruning {
-    fn default() -> Self {
-        let (policy, engine, store) = (PreservationPolicy::default(), EngineOptions::default(), Arc::new(LocalStore));
-        Self { policy, prefix: None, dry_run: false, engine, store }
-    }
-}
-
-/// What pruning did, or would do.
-#[derive(Clone, Debug, Default, PartialEq)]
-pub struct PruneReport {
-    /// The whole steps that stay.
-    pub kept: Vec<SeriesStep>,
-    /// Those that are removed, with the bytes of their files.
-    pub removed: Vec<(SeriesStep, u64)>,
-    /// Those that are not whole. They do not count, and stay.
-    pub skipped: Vec<SeriesStep>,
-    /// What crashes had left behind, and is removed, too.
-    pub leftovers: Vec<PathBuf>,
-}
-
-/// Removes the steps of a root that a policy does not preserve; see [`PreservationPolicy`]. It takes the root's lock, so that it
-/// does not run beside a writer of this library; a dry run only reads.
-///
-/// # Errors
-/// Kind `Busy` if another writer has the root; several series and no prefix; what cannot be read or removed.
-pub fn prune(root: impl AsRef<Path>, pruning: &Pruning) -> Result<PruneReport> {
-    let (root, store) = (root.as_ref(), &*pruning.store);
-    pruning.policy.check()?;
-    refuse_checkpoint(root)?;
-    let names = series_names(root, &scan(root, &|_| true)?, pruning.prefix.as_deref())?;
-    let mut report = PruneReport::default();
-    let _lock = if pruning.dry_run { None } else { Some(WriterLock::take(root)?) };
-    if !pruning.dry_run {
-        // What is there now that nobody else writes.
-        report.leftovers = recover(store, root, &names)?;
-        for leftover in &report.leftovers {
-            remove_aside(store, leftover)?;
-        }
-    }
-    let mut found = steps(root, false, &pruning.engine)?;
-    found.retain(|step| names.step(final_name(&step.name)).is_some());
-    for step in found.iter_mut().filter(|step| step.is_link()) {
-        step.state = StepState::Incomplete("it is a symbolic link".to_owned());
-    }
-    let (whole, skipped): (Vec<_>, Vec<_>) = found.into_iter().partition(SeriesStep::is_whole);
-    report.skipped = skipped;
-    let kept = decide(&pruning.policy, &whole)?;
-    let gone = removable(&kept, |_| false);
-    for (index, step) in whole.into_iter().enumerate() {
-        if !gone.contains(&index) {
-            report.kept.push(step);
-            continue;
-        }
-        let bytes = step.size_bytes()?;
-        if !pruning.dry_run {
-            remove_aside(store, &set_aside(store, &step.path, true)?)?;
-        }
-        report.removed.push((step, bytes));
-    }
-    Ok(report)
-}
-
-/// The names of the series that is meant.
-fn series_names(root: &Path, found: &[SeriesStep], wanted: Option<&str>) -> Result<StepNames> {
-    let mut prefixes: Vec<Option<&str>> = found.iter().map(|step| prefix(final_name(&step.name))).collect();
-    prefixes.sort_unstable();
-    prefixes.dedup();
-    if let Some(wanted) = wanted {
-        let wanted = Some(wanted).filter(|prefix| !prefix.is_empty());
-        prefixes.retain(|prefix| *prefix == wanted);
-    }
-    match prefixes[..] {
-        [] => Err(Error::not_found("the directory holds no steps").at("path", root.display())),
-        [one] => Ok(StepNames { prefix: one.map(str::to_owned), digits: 0 }),
-        _ => {
-            let shown =
-                prefixes.iter().map(|prefix| prefix.map_or("no prefix".to_owned(), |prefix| format!("`{prefix}`")));
-            Err(Error::invalid("the root holds several series of steps")
-                .at("path", root.display())
-                .found(shown.collect::<Vec<_>>().join(", "))
-                .hint("say which one: --prefix NAME, or --prefix '' for the steps without one"))
-        }
-    }
 }

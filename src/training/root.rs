@@ -11,18 +11,16 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use serde_json::Value;
 
 use super::history::StepInfo;
-use super::names::StepNames;
 use crate::error::{Error, ErrorKind, Result};
-use crate::io::store::{Becomes, LeftoverKind, StagedDir, Store, is_staging, leftovers};
+use crate::io::store::{Becomes, StagedDir, Store, is_staging};
 use crate::io::{Root, serve};
-use crate::layout::USUAL_ITEMS;
-use crate::layout::orbax::{checkpoint, step, tree};
+use crate::layout::orbax::{checkpoint, step};
 use crate::layout::series::{self, Listed, Notes};
 use crate::layout::{Item, StepState};
 use crate::need::{Asker, Machine};
 use crate::relpath::RelPath;
-use crate::tree::verify::verify;
-use crate::tree::{EngineOptions, OpenOptions};
+use crate::tree::EngineOptions;
+use crate::tree::verify::damage;
 
 /// A step of a root.
 #[derive(Clone, Debug, PartialEq)]
@@ -117,15 +115,19 @@ impl SeriesStep {
         Some(hasher.finish())
     }
 
+    /// Why it is not whole now: by its listings, which may have changed since its root was looked at, then by what is in it.
+    pub(super) fn judge(&self, root: &Path, data: bool, engine: &EngineOptions) -> Result<Option<String>> {
+        let listed = scan(root, &|name| name == self.name)?;
+        match listed.first().and_then(Self::reason) {
+            Some(reason) => Ok(Some(reason.to_owned())),
+            None => self.damage(data, engine),
+        }
+    }
+
     /// Looks into it, beyond what listings tell: metadata, manifests and every reference; with `data` all stored values, too.
     /// The reason if it is damaged.
     pub(super) fn damage(&self, data: bool, engine: &EngineOptions) -> Result<Option<String>> {
-        let found = match verify(&self.path, &OpenOptions::default(), data, engine) {
-            Ok(found) => found,
-            Err(error) if error.is_of_one_path() => return Ok(Some(error.to_string())),
-            Err(error) => return Err(error.at("step", self.step)),
-        };
-        Ok(found.problems.into_iter().find(|problem| problem.data_affected).map(|problem| problem.message))
+        damage(&self.path, data, engine).map_err(|error| error.at("step", self.step))
     }
 }
 
@@ -146,8 +148,17 @@ pub fn steps(root: impl AsRef<Path>, data: bool, engine: &EngineOptions) -> Resu
 
 /// The steps whose directories have a wanted name, judged by their listings and the ends of their metadata files.
 pub(super) fn scan(root: &Path, wanted: &(dyn Fn(&str) -> bool + Sync)) -> Result<Vec<SeriesStep>> {
+    scan_renamed(root, wanted, &[])
+}
+
+/// The same, and these directories of the root as if they had the names that they are to get.
+pub(super) fn scan_renamed(
+    root: &Path,
+    wanted: &(dyn Fn(&str) -> bool + Sync),
+    renamed: &[(RelPath, String)],
+) -> Result<Vec<SeriesStep>> {
     let dir = open(root)?;
-    let listed = ask(&dir, |asker| async move { series::list(&asker, wanted).await })?.unwrap_or_default();
+    let listed = ask(&dir, |asker| async move { series::list(&asker, wanted, renamed).await })?.unwrap_or_default();
     let notes = ask(&dir, |asker| {
         let listed = &listed;
         async move { series::notes(&asker, listed).await }
@@ -156,7 +167,7 @@ pub(super) fn scan(root: &Path, wanted: &(dyn Fn(&str) -> bool + Sync)) -> Resul
 }
 
 fn record(root: &Path, listed: Listed, notes: Notes) -> SeriesStep {
-    let path = root.join(&listed.step.name);
+    let path = root.join(listed.step.dir.as_path());
     let committed = notes.commit_ns.and_then(|ns| u64::try_from(ns).ok()).map(Duration::from_nanos);
     let changed = || std::fs::metadata(&path).and_then(|metadata| metadata.modified()).unwrap_or(UNIX_EPOCH);
     let state = match (listed.step.state, notes.damage) {
@@ -179,18 +190,17 @@ fn record(root: &Path, listed: Listed, notes: Notes) -> SeriesStep {
     }
 }
 
-/// Refuses a directory that is a checkpoint itself: its items may be named like steps.
+/// Refuses a directory that is a checkpoint itself: its items may be named like steps. One that does not exist is none.
 pub(super) fn refuse_checkpoint(root: &Path) -> Result<()> {
-    let files = [checkpoint::METADATA_FILE, checkpoint::V1_MARKER, tree::METADATA_FILE, MANIFEST_FILE];
-    let items = USUAL_ITEMS
-        .iter()
-        .flat_map(|item| [tree::METADATA_FILE, tree::MSGPACK_FILE, MANIFEST_FILE].map(|file| format!("{item}/{file}")));
-    let mut marks = files.iter().map(|&file| file.to_owned()).chain(items);
-    match marks.find(|mark| root.join(mark).is_file()) {
+    let dir = match open(root) {
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(()),
+        dir => dir?,
+    };
+    match ask(&dir, |asker| async move { series::checkpoint_mark(&asker).await })? {
         None => Ok(()),
         Some(mark) => Err(Error::invalid("the directory is a checkpoint, no root of steps")
             .at("path", root.display())
-            .found(format_args!("`{mark}`"))
+            .found(mark)
             .hint("give the directory that holds the steps")),
     }
 }
@@ -237,49 +247,6 @@ pub(super) fn write_root_metadata(store: &Arc<dyn Store>, root: &Path, metadata:
     staged.write(&name, &checkpoint::root_to_bytes(Some(metadata)), sync)?;
     staged.commit(sync)
 }
-
-/// Puts back the steps that an interrupted overwrite has moved aside, and gives what else crashes left behind of this series'
-/// steps and of its metadata, to be removed.
-pub(super) fn recover(store: &dyn Store, root: &Path, names: &StepNames) -> Result<Vec<PathBuf>> {
-    let failed = |error, path: &Path| {
-        Error::new(ErrorKind::Io, "cannot tidy up after a crash").at("path", path.display()).caused_by(error)
-    };
-    let mut left = Vec::new();
-    for leftover in leftovers(root).map_err(|error| failed(error, root))? {
-        let of_metadata = leftover.name == checkpoint::ROOT_METADATA_DIR;
-        if !of_metadata && names.step(&leftover.name).is_none() {
-            continue;
-        }
-        if leftover.kind == LeftoverKind::Replaced {
-            match store.rename_new(&leftover.path, &root.join(&leftover.name)) {
-                Ok(()) => {
-                    tracing::warn!(path = %leftover.path.display(), name = %leftover.name, "put back a step whose overwrite was interrupted");
-                    continue;
-                }
-                // The new one is in place.
-                Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => {}
-                Err(error) => return Err(failed(error, &leftover.path)),
-            }
-        }
-        left.push(leftover.path);
-    }
-    let metadata = root.join(checkpoint::ROOT_METADATA_DIR);
-    if metadata.is_dir() {
-        for leftover in leftovers(&metadata).map_err(|error| failed(error, &metadata))? {
-            if leftover.kind == LeftoverKind::Replaced && !metadata.join(&leftover.name).exists() {
-                store
-                    .rename_new(&leftover.path, &metadata.join(&leftover.name))
-                    .map_err(|error| failed(error, &leftover.path))?;
-            } else {
-                left.push(leftover.path);
-            }
-        }
-    }
-    Ok(left)
-}
-
-/// The root manifest of a tree's database.
-const MANIFEST_FILE: &str = "manifest.ocdbt";
 
 fn open(root: &Path) -> Result<Root> {
     match std::fs::metadata(root) {

@@ -151,7 +151,7 @@ impl Shared {
         if known.is_some() && known == fingerprint {
             return Ok(Checked::Whole);
         }
-        let damage = self.judge(step);
+        let damage = step.judge(&self.root, self.options.verify_data, &self.options.engine);
         if !step.path.exists() {
             self.lock().steps.retain(|have| have.name != step.name);
             return Ok(Checked::Gone);
@@ -173,15 +173,6 @@ impl Shared {
             }
         }
         Ok(checked)
-    }
-
-    /// Why a step is not whole now: by its listings, which may have changed since the root was looked at, then by what is in it.
-    fn judge(&self, step: &SeriesStep) -> Result<Option<String>> {
-        let listed = scan(&self.root, &|name| name == step.name)?;
-        match listed.first().and_then(SeriesStep::reason) {
-            Some(reason) => Ok(Some(reason.to_owned())),
-            None => step.damage(self.options.verify_data, &self.options.engine),
-        }
     }
 
     /// Keeps a failure until somebody is told.

@@ -112,9 +112,16 @@ fn commit(shared: &Shared, task: Finish) {
         tracing::warn!(step, %error, "a step was not saved");
         shared.fail(error, Some(Arc::clone(&slot)));
     }
-    shared.lock().in_flight = None;
-    slot.publish(result);
+    // At once: who sees that no save is going on finds its handle finished, and the other way round.
+    let waker = {
+        let mut state = shared.lock();
+        state.in_flight = None;
+        slot.publish(result)
+    };
     shared.notify();
+    if let Some(waker) = waker {
+        waker.wake();
+    }
 }
 
 /// A panic is a bug; whoever waits must hear of it.

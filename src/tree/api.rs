@@ -4,7 +4,9 @@ use std::collections::BTreeMap;
 use std::future::Future;
 use std::path::Path;
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::{Context, Poll};
+use std::time::Instant;
 
 use super::checkpoint::{Checkpoint, Metadata, OpenOptions, describe, read_json};
 use super::engine::{Engine, EngineOptions};
@@ -13,7 +15,9 @@ use super::save::{SaveJob, SaveOptions, SaveProgress, SaveReport, Tree, TreeItem
 use super::state::State;
 use super::target::Target;
 use crate::error::Result;
+use crate::io::Root;
 use crate::layout::{Item, ItemKind};
+use crate::relpath::RelPath;
 
 /// Opens a checkpoint: Orbax of any release, a root of steps (its latest whole step), or safetensors. Reads metadata only.
 ///
@@ -115,23 +119,51 @@ impl LoadedItem {
 /// # Errors
 /// See [`Checkpoint::open`] and [`load`].
 pub fn load_items(path: impl AsRef<Path>) -> Result<BTreeMap<String, LoadedItem>> {
-    let path = path.as_ref();
-    let engine = Engine::new(EngineOptions::default())?;
+    load_items_on(&Engine::new(EngineOptions::default())?, path.as_ref())
+}
+
+/// The same on an engine of one's own.
+pub(crate) fn load_items_on(engine: &Engine, path: &Path) -> Result<BTreeMap<String, LoadedItem>> {
+    each_item(path, |item| {
+        Ok(Some(match item {
+            OpenItem::Tree(tree) => LoadedItem::Tree(Box::new(engine.load(&tree, &tree.target())?.wait()?)),
+            OpenItem::Json(root, dir) => LoadedItem::Json(read_json(root, dir)?),
+        }))
+    })
+}
+
+/// What every tree of a checkpoint says about itself, by item: Orbax's `checkpointables_metadata`.
+pub(crate) fn trees(path: &Path) -> Result<BTreeMap<String, Metadata>> {
+    each_item(path, |item| match item {
+        OpenItem::Tree(tree) => Ok(Some(tree.metadata())),
+        OpenItem::Json(..) => Ok(None),
+    })
+}
+
+/// An item that can be read.
+enum OpenItem<'a> {
+    Tree(Checkpoint),
+    Json(&'a Root, &'a RelPath),
+}
+
+/// What comes of each item of a checkpoint, by its name. Items that are neither trees nor JSON are left out.
+fn each_item<T>(path: &Path, mut of: impl FnMut(OpenItem<'_>) -> Result<Option<T>>) -> Result<BTreeMap<String, T>> {
     let (root, description) = describe(path, &OpenOptions::default())?;
-    let mut loaded = BTreeMap::new();
-    for Item { name, kind, dir } in description.items {
+    let mut all = BTreeMap::new();
+    for Item { name, kind, dir } in &description.items {
         let item = match kind {
             ItemKind::Tree => {
-                let checkpoint =
-                    Checkpoint::open(path, &OpenOptions { item: Some(name.clone()), ..OpenOptions::default() })?;
-                LoadedItem::Tree(Box::new(engine.load(&checkpoint, &checkpoint.target())?.wait()?))
+                let described = (Arc::clone(&root), description.clone());
+                OpenItem::Tree(Checkpoint::described(path, described, Some(name), Instant::now())?)
             }
-            ItemKind::Json => LoadedItem::Json(read_json(&root, &dir)?),
+            ItemKind::Json => OpenItem::Json(&root, dir),
             ItemKind::Other => continue,
         };
-        loaded.insert(name, item);
+        if let Some(made) = of(item)? {
+            all.insert(name.clone(), made);
+        }
     }
-    Ok(loaded)
+    Ok(all)
 }
 
 /// Saves a tree as a new checkpoint, on an engine that lives for this call; see [`Engine::save`].

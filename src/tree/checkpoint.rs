@@ -1,13 +1,16 @@
 //! An open checkpoint: what is in it, without a byte of data read.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::catalog::{Catalog, LeafInfo, LeafKind, read_orbax};
+use super::engine::EngineOptions;
 use super::land::decoder_cost;
 use super::target::Target;
 use super::tensors::read_safetensors;
+use super::verify::damage;
 use crate::dtype::DType;
 use crate::error::{Error, Result};
 use crate::io::store::{LeftoverKind, leftovers};
@@ -74,27 +77,39 @@ pub struct LeafMetadata {
 }
 
 impl Checkpoint {
-    /// Opens an Orbax checkpoint (any release), a root of steps, or safetensors (a file, an index, a directory).
+    /// Opens an Orbax checkpoint (any release), a root of steps, or safetensors (a file, an index, a directory). Of a root, the
+    /// latest or the best step is one that is whole, every reference in it looked at;
+    /// [`passed_over`](Description::passed_over) has those that are not. A step that is named by its number is judged by its
+    /// listings.
     ///
     /// # Errors
     /// A path that is missing or holds no checkpoint, an item or step that is not there, metadata that is damaged.
     pub fn open(path: impl AsRef<Path>, options: &OpenOptions) -> Result<Self> {
         let start = Instant::now();
-        let shown = path.as_ref().display().to_string();
-        let (root, description) = describe(path.as_ref(), options)?;
+        let (path, item) = (path.as_ref(), options.item.as_deref());
+        Self::described(path, describe(path, options)?, item, start)
+    }
+
+    /// Opens an item of what was described before, since then.
+    pub(super) fn described(
+        path: &Path,
+        (root, description): (Arc<Root>, Description),
+        item: Option<&str>,
+        start: Instant,
+    ) -> Result<Self> {
+        let shown = path.display().to_string();
         let (item, catalog) = match (&description.format, &description.safetensors) {
             (Format::Safetensors, Some(source)) => {
                 let source = source.clone();
                 (None, ask(&root, |asker| async move { read_safetensors(&asker, &source).await })?)
             }
             _ => {
-                let item = default_item(&description, options.item.as_deref())
-                    .map_err(|error| error.at("checkpoint", &shown))?;
+                let item = default_item(&description.items, item).map_err(|error| error.at("checkpoint", &shown))?;
                 let Item { name, kind, dir } = item.clone();
                 if kind != ItemKind::Tree {
                     return Err(Error::invalid("the item is no tree of arrays")
                         .at("item", &name)
-                        .at("checkpoint", path.as_ref().display())
+                        .at("checkpoint", &shown)
                         .hint("`touchdown ls --json` prints the values of JSON items"));
                 }
                 let catalog = ask(&root, |asker| async move { read_orbax(&asker, &dir).await });
@@ -110,7 +125,7 @@ impl Checkpoint {
             ms = start.elapsed().as_secs_f64() * 1e3,
             "opened"
         );
-        Ok(Self(Arc::new(Inner { root: Arc::new(root), description, item, catalog, opening: start.elapsed() })))
+        Ok(Self(Arc::new(Inner { root, description, item, catalog, opening: start.elapsed() })))
     }
 
     /// Format, layout, items, steps, custom metadata, timestamps.
@@ -158,7 +173,7 @@ impl Checkpoint {
     /// # Errors
     /// No such item, one that is no JSON, or one that cannot be read.
     pub fn json_item(&self, name: &str) -> Result<serde_json::Value> {
-        let item = default_item(&self.0.description, Some(name))?;
+        let item = default_item(&self.0.description.items, Some(name))?;
         if item.kind != ItemKind::Json {
             return Err(Error::invalid("the item is no JSON").at("item", name).found(item.kind.as_str()));
         }
@@ -210,7 +225,7 @@ impl Checkpoint {
     /// # Errors
     /// A target that does not fit the checkpoint; damage that planning meets.
     pub fn plan(&self, target: &Target) -> Result<Plan> {
-        self.plan_within(target, super::engine::EngineOptions::default().limits()?)
+        self.plan_within(target, EngineOptions::default().limits()?)
     }
 
     /// What a load of this target would do within these limits.
@@ -276,11 +291,35 @@ pub(super) fn read_json(root: &Root, dir: &RelPath) -> Result<serde_json::Value>
     ask(root, |asker| async move { layout::orbax::tree::read_json(&asker, dir).await })
 }
 
-/// Opens a path and finds out what it is.
-pub(super) fn describe(path: &Path, options: &OpenOptions) -> Result<(Root, Description)> {
+/// Opens a path and finds out what it is. Of a root of steps the latest or best step is looked into, as a series does before it
+/// gives one: what is damaged beyond what its listings show is passed over.
+pub(super) fn describe(path: &Path, options: &OpenOptions) -> Result<(Arc<Root>, Description)> {
+    let mut damaged = BTreeMap::new();
+    loop {
+        let (root, description) = describe_listed(path, options, &damaged)?;
+        let is_named = options.force || matches!(options.step, StepChoice::Number(_));
+        let Some(step) = description.step.as_ref().filter(|_| !is_named) else { return Ok((root, description)) };
+        match damage(&root.path().join(step.dir.as_path()), false, &EngineOptions::default())? {
+            None => return Ok((root, description)),
+            Some(reason) => damaged.insert(step.name.clone(), reason),
+        };
+    }
+}
+
+/// The same, judging steps by their listings, and by what is known of them already: for who looks into what it is for damage.
+pub(super) fn describe_listed(
+    path: &Path,
+    options: &OpenOptions,
+    damaged: &BTreeMap<String, String>,
+) -> Result<(Arc<Root>, Description)> {
     let (root, entry) = open_root(path)?;
-    let wanted =
-        layout::Options { entry, name: directory_name(path), step: options.step.clone(), force: options.force };
+    let wanted = layout::Options {
+        entry,
+        name: directory_name(path),
+        step: options.step.clone(),
+        force: options.force,
+        damaged: damaged.clone(),
+    };
     let description = ask(&root, |asker| async move { layout::describe(&asker, &wanted).await })
         .map_err(|error| error.at("checkpoint", path.display()))?;
     if description.format == Format::Safetensors && options.item.is_some() {
@@ -288,7 +327,7 @@ pub(super) fn describe(path: &Path, options: &OpenOptions) -> Result<(Root, Desc
             .at("checkpoint", path.display())
             .hint("leave out --item"));
     }
-    Ok((root, description))
+    Ok((Arc::new(root), description))
 }
 
 /// Runs a metadata machine over the files of a directory.

@@ -1,6 +1,7 @@
 //! A bare OCDBT database: keys and values, whatever they mean.
 
 use std::path::Path;
+use std::sync::Arc;
 
 use bytes::Bytes;
 
@@ -8,15 +9,16 @@ use super::checkpoint::{OpenOptions, ask, describe, open_root};
 use crate::error::{Error, Result};
 use crate::io::{Root, serve};
 use crate::kv::{Index, Value, ocdbt};
-use crate::layout::{Entry, default_item};
+use crate::layout::{Description, Entry, default_item};
 use crate::need::{Answer, Asker, EntryKind, Need, unfit};
 use crate::relpath::RelPath;
 
 /// An open database.
 #[derive(Debug)]
 pub struct Database {
-    root: Root,
+    root: Arc<Root>,
     index: Index,
+    description: Option<Description>,
 }
 
 impl Database {
@@ -30,10 +32,12 @@ impl Database {
         if entry != Entry::Dir {
             return Err(Error::invalid("a database is a directory").at("path", path.display()));
         }
+        let (mut root, mut description) = (Arc::new(root), None);
         let mut index = ask(&root, |asker| async move { scan(&asker, &RelPath::root()).await })?;
         if index.is_none() {
-            let (_, description) = describe(path, options)?;
-            let dir = default_item(&description, options.item.as_deref())?.dir.clone();
+            let described = describe(path, options)?;
+            let dir = default_item(&described.1.items, options.item.as_deref())?.dir.clone();
+            (root, description) = (described.0, Some(described.1));
             index = ask(&root, |asker| async move { scan(&asker, &dir).await })?;
         }
         let index = index.ok_or_else(|| {
@@ -41,7 +45,12 @@ impl Database {
                 .at("path", path.display())
                 .expected("`manifest.ocdbt` or `ocdbt.process_*`")
         })?;
-        Ok(Self { root, index })
+        Ok(Self { root, index, description })
+    }
+
+    /// What the checkpoint is that it was found in; `None` if the path is the database itself.
+    pub fn description(&self) -> Option<&Description> {
+        self.description.as_ref()
     }
 
     /// Keys and places.

@@ -35,6 +35,7 @@ pub mod verify;
 mod work;
 
 pub use api::{Load, LoadedItem, Save, load, load_async, load_items, metadata, open, save, save_async, save_items};
+pub(crate) use api::{load_items_on, trees};
 pub use catalog::{LeafInfo, LeafKind, SavedSpec};
 pub use checkpoint::{Checkpoint, LeafMetadata, Metadata, OpenOptions};
 pub use database::Database;

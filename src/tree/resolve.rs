@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use super::save::element;
 use super::state::Leaf;
-use super::target::{Otherwise, Target, TargetLeaf, What};
+use super::target::{Otherwise, Target, TargetLeaf, UnfitRow, What};
 use super::value::Value;
 use crate::dtype::{CastPolicy, DType};
 use crate::error::{Error, ErrorKind, Result};
@@ -22,9 +22,9 @@ pub(super) enum Assembled {
 impl Target {
     /// The arrays to plan, after everything was said; all problems in one error.
     pub(super) fn wants(&self) -> Result<Vec<Want>> {
-        let mut lines = self.unfit.clone();
+        let mut lines: Vec<String> = self.unfit.iter().map(|row| row.line().to_owned()).collect();
         let mut wants = Vec::new();
-        let absent = lines.iter().any(|line| line.contains("not in the checkpoint"));
+        let absent = self.unfit.iter().any(|row| matches!(row, UnfitRow::Absent(_)));
         let mut hint = (!lines.is_empty()).then_some(match absent {
             true => "`touchdown ls --json` prints a target that fits; `--missing keep` leaves out what is not there",
             false => "`touchdown ls --json` prints a target that fits",

@@ -7,7 +7,7 @@ use super::catalog::LeafKind;
 use super::checkpoint::Checkpoint;
 use super::rules::no_leaf;
 use super::state::{Leaf, State};
-use super::target::{ArrayWant, Missing, Target, TargetLeaf, What};
+use super::target::{ArrayWant, Missing, Target, TargetLeaf, UnfitRow, What};
 use super::value::{ScalarType, Value};
 use crate::dtype::{Class, DType};
 use crate::error::{Error, Result};
@@ -92,7 +92,7 @@ impl Target {
     /// Rows that the checkpoint lacks (unless they are kept), two rows of one name, kinds and ranks that differ do not fit.
     #[must_use]
     pub fn rows(mut self, rows: Vec<Row>, missing: Missing) -> Self {
-        let mut lines = Vec::new();
+        let mut unfit = Vec::new();
         let mut wanted = Vec::new();
         // Paths that print alike name the same leaf: target files come from people.
         let names: Vec<String> = self.leaves.iter().map(|leaf| leaf.path.to_string()).collect();
@@ -124,13 +124,13 @@ impl Target {
                 });
                 match made {
                     Ok(leaf) => wanted.push(leaf),
-                    Err(error) => lines.push(format!("{}: {error}", row.path)),
+                    Err(error) => unfit.push(UnfitRow::Other(format!("{}: {error}", row.path))),
                 }
                 continue;
             }
             let found = at.get(row.path.to_string().as_str()).map(|&at| leaves[at].take());
             if let Some(None) = found {
-                lines.push(format!("{}: named twice in the target", row.path));
+                unfit.push(UnfitRow::Other(format!("{}: named twice in the target", row.path)));
                 continue;
             }
             let Some(mut leaf) = found.flatten() else {
@@ -140,17 +140,17 @@ impl Target {
                         let wanted = row.path.to_string();
                         let near = nearest(&wanted, names.iter().map(String::as_str)).join(", ");
                         let near = if near.is_empty() { near } else { format!("; nearest: {near}") };
-                        lines.push(format!("{wanted}: not in the checkpoint{near}"));
+                        unfit.push(UnfitRow::Absent(format!("{wanted}: not in the checkpoint{near}")));
                     }
                 }
                 continue;
             };
             if let Err(error) = row.apply(&mut leaf, &self.checkpoint) {
-                lines.push(format!("{}: {error}", leaf.path));
+                unfit.push(UnfitRow::Other(format!("{}: {error}", leaf.path)));
             }
             wanted.push(leaf);
         }
-        self.unfit.extend(lines);
+        self.unfit.extend(unfit);
         // A leaf that only stands inside another row is neither loaded by itself nor skipped.
         used.iter().for_each(|&at| leaves[at] = None);
         self.skipped.extend(leaves.into_iter().flatten().map(|leaf| leaf.path));

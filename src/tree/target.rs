@@ -32,8 +32,25 @@ pub struct Target {
     pub(super) even: bool,
     /// Rules that did not fit, in the order in which they were given; see [`Target::check`].
     pub(super) problems: Vec<Arc<Error>>,
-    /// Leaves that did not fit the rows that this target was made of, a line each.
-    pub(super) unfit: Vec<String>,
+    /// Leaves that did not fit the rows that this target was made of.
+    pub(super) unfit: Vec<UnfitRow>,
+}
+
+/// A row of a target that does not fit the checkpoint, and why in one line.
+#[derive(Clone, Debug)]
+pub(super) enum UnfitRow {
+    /// The checkpoint has no such leaf.
+    Absent(String),
+    /// The leaf is not what the row says, or cannot be made into it.
+    Other(String),
+}
+
+impl UnfitRow {
+    pub(super) fn line(&self) -> &str {
+        match self {
+            Self::Absent(line) | Self::Other(line) => line,
+        }
+    }
 }
 
 /// What happens to arrays that no sharding rule matches.

@@ -1,13 +1,14 @@
 //! Is a checkpoint intact? Structure and every reference; with `deep` every stored byte is read, checked and decoded.
 
+use std::collections::BTreeMap;
 use std::path::Path;
-use std::sync::Mutex;
-use std::sync::PoisonError;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Instant;
 
 use super::catalog::LeafKind;
 use super::check::check_unit;
-use super::checkpoint::{Checkpoint, OpenOptions, ask, describe, directory_name};
+use super::checkpoint::{Checkpoint, OpenOptions, ask, describe_listed, directory_name};
 use super::engine::EngineOptions;
 use super::inline::whole_wants;
 use super::land::{decoder_cost, located};
@@ -57,14 +58,15 @@ pub struct Problem {
     pub message: String,
 }
 
-/// Checks a checkpoint: all its trees and JSON items.
+/// Checks a checkpoint: all its trees and JSON items. Of a root of steps it is the latest step that is whole by its listings:
+/// one that is damaged is what is to be told, and not to be passed over.
 ///
 /// # Errors
 /// A path that is missing or holds no checkpoint, or an environment that fails (permission, I/O); damage is no error here
 /// but a [`Problem`].
 pub fn verify(path: &Path, options: &OpenOptions, deep: bool, engine: &EngineOptions) -> Result<Verified> {
     let mut found = Verified { leftovers: leftovers_of(path), ..Verified::default() };
-    let (root, description) = match describe(path, options) {
+    let (root, description) = match describe_listed(path, options, &BTreeMap::new()) {
         Ok(described) => described,
         // A path that is there and says that it is a checkpoint is one, however damaged.
         Err(error) if is_marked(path) => {
@@ -98,14 +100,25 @@ pub fn verify(path: &Path, options: &OpenOptions, deep: bool, engine: &EngineOpt
     }
     for name in names {
         let shown = name.clone().unwrap_or_default();
-        let options = OpenOptions { item: name, ..options.clone() };
         found.items += 1;
-        match Checkpoint::open(path, &options) {
+        let described = (Arc::clone(&root), description.clone());
+        match Checkpoint::described(path, described, name.as_deref(), Instant::now()) {
             Ok(checkpoint) => verify_tree(&checkpoint, &shown, &root, deep, engine, &mut found)?,
             Err(error) => found.problem(&shown, None, true, error)?,
         }
     }
     Ok(found)
+}
+
+/// Why a checkpoint is damaged: by its metadata, its manifests or any reference; with `data` by its stored values, too. `None` if
+/// it is whole.
+pub(crate) fn damage(path: &Path, data: bool, engine: &EngineOptions) -> Result<Option<String>> {
+    let found = match verify(path, &OpenOptions::default(), data, engine) {
+        Ok(found) => found,
+        Err(error) if error.is_of_one_path() => return Ok(Some(error.to_string())),
+        Err(error) => return Err(error),
+    };
+    Ok(found.problems.into_iter().find(|problem| problem.data_affected).map(|problem| problem.message))
 }
 
 /// Whether a directory has one of the files that only checkpoints have.

@@ -3,6 +3,7 @@
 //! What is deleted first gets a name that readers ignore, in one step, and is then removed: a delete that stops half-way leaves
 //! no half checkpoint behind.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use serde_json::Value;
@@ -14,7 +15,7 @@ use crate::layout::Format;
 use crate::layout::orbax::sums::{SUMS_FILE, Sums};
 use crate::layout::orbax::{checkpoint, json};
 use crate::tree::OpenOptions;
-use crate::tree::checkpoint::describe;
+use crate::tree::checkpoint::{describe, describe_listed};
 
 /// Removes a checkpoint: an Orbax directory, a root of steps with all of them, or safetensors.
 ///
@@ -23,7 +24,7 @@ use crate::tree::checkpoint::describe;
 pub fn delete(path: impl AsRef<Path>) -> Result<()> {
     let path = &refuse_link(path.as_ref())?;
     // Whatever it is, it must be one of ours to delete.
-    describe(path, &OpenOptions { force: true, ..OpenOptions::default() })?;
+    describe_listed(path, &OpenOptions { force: true, ..OpenOptions::default() }, &BTreeMap::new())?;
     if path.is_dir() {
         return remove_directory(&LocalStore, path);
     }

@@ -24,7 +24,7 @@ use crate::layout::LayoutKind;
 use crate::layout::orbax::{checkpoint, json, names};
 use crate::relpath::RelPath;
 use crate::tree::OpenOptions;
-use crate::tree::checkpoint::describe;
+use crate::tree::checkpoint::describe_listed;
 use crate::tree::verify::is_marked;
 
 /// A save as the driver gets it.
@@ -214,7 +214,7 @@ pub(in crate::tree) fn check_replaced(path: &Path, overwrite: bool) -> Result<()
             .hint("remove it, or choose another name"))
     };
     // A damaged checkpoint is one.
-    match describe(path, &OpenOptions { force: true, ..OpenOptions::default() }) {
+    match describe_listed(path, &OpenOptions { force: true, ..OpenOptions::default() }, &BTreeMap::new()) {
         Ok((_, description)) if description.layout == LayoutKind::Steps => refused("a root of steps"),
         Ok(_) if metadata.is_file() && !starts_as_safetensors(path) => refused("no safetensors file"),
         Ok(_) => Ok(()),

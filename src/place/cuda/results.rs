@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use super::Gpu;
 use crate::error::{Error, ErrorKind, Result};
-use crate::limits::{DEVICE_SLAB_BYTES, DEVICE_SLAB_SHARD_BYTES_MAX};
+use crate::limits::{DEVICE_ALIGN, DEVICE_SLAB_BYTES, DEVICE_SLAB_SHARD_BYTES_MAX};
 use crate::place::{DeviceMemory, ShardSpec};
 
 impl Gpu {
@@ -71,9 +71,7 @@ impl Gpu {
     }
 }
 
-/// What memory of a shard takes in a slab: the driver's own alignment.
+/// What memory of a shard takes in a slab.
 fn aligned(bytes: u64) -> u64 {
     bytes.next_multiple_of(DEVICE_ALIGN)
 }
-
-const DEVICE_ALIGN: u64 = 256;

@@ -240,7 +240,8 @@ fn every_cast_equals_the_processors() {
 #[test]
 fn vectors_cast_as_single_elements() {
     let Some(library) = kernels("vectors_cast_as_single_elements") else { return };
-    let floats = [DType::Float32, DType::Float16, DType::BFloat16];
+    use DType::{BFloat16, Float8E4M3FN, Float8E5M2, Float16, Float32};
+    let floats = [Float32, Float16, BFloat16, Float8E4M3FN, Float8E5M2];
     let mut vectors = 0;
     for (from, to) in floats.into_iter().flat_map(|from| floats.map(|to| (from, to))).filter(|(from, to)| from != to) {
         let stored = specimens(from);

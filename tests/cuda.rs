@@ -466,7 +466,10 @@ fn an_engine_loads_again_after_a_failure() {
     for entry in ["cuMemcpyHtoDAsync_v2", "cuLaunchKernel", "cuEventSynchronize", "cuMemAlloc_v2", "cuMemcpy2DAsync_v2"]
     {
         simulator.fail(entry, 1, 999);
-        assert_eq!(load().unwrap_err().kind(), ErrorKind::Device, "{entry}");
+        let error = load().unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Device, "{entry}");
+        let (text, leaves) = (error.to_string(), ["params", "small", "other"]);
+        assert!(text.contains("cuda:") && leaves.iter().any(|leaf| text.contains(leaf)), "{entry}: {text}");
         assert!(contents(&load().unwrap()) == want, "after {entry}");
     }
     // Memory that runs out although it was free a moment ago.

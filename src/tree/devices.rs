@@ -102,6 +102,11 @@ impl Gpus {
             .ok_or_else(|| Error::bug("a device was not started").at("device", format_args!("cuda:{ordinal}")))
     }
 
+    /// Whether each has memory for what workers stage in, beside results that it has already.
+    pub(super) fn expect_staging(&self) -> Result<()> {
+        self.0.iter().try_for_each(|gpu| gpu.expect_room(&[]))
+    }
+
     /// Waits until all of them have done what they were given, by whomever.
     pub(super) fn settle(&self) -> Result<()> {
         self.0.iter().try_for_each(|gpu| gpu.settle())

@@ -256,7 +256,11 @@ impl Engine {
         let gpus = self.devices.open(&plan)?;
         let start = start + starting.elapsed();
         let memory = match to {
-            Some(to) => prepare(&plan, to)?,
+            Some(to) => {
+                let memory = prepare(&plan, to)?;
+                gpus.expect_staging()?;
+                memory
+            }
             None => prepare(&plan, &mut OwnMemory(gpus.clone()))?,
         };
         let (work, job) =

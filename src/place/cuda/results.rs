@@ -49,7 +49,11 @@ impl Gpu {
         Ok(memory)
     }
 
-    fn expect_room(&self, shards: &[&ShardSpec]) -> Result<()> {
+    /// Whether the device has memory for shards, and for what workers stage in.
+    ///
+    /// # Errors
+    /// Too little, with what each leaf needs.
+    pub(crate) fn expect_room(&self, shards: &[&ShardSpec]) -> Result<()> {
         let results: u64 = shards.iter().map(|shard| aligned(shard.bytes)).sum();
         let staging = self.lane_bytes_missing();
         let free = self.free_bytes()?;

@@ -9,17 +9,21 @@ simulated driver: well below 64 MiB. A libc as new as the build machine's is nee
 
 `run` takes these steps and goes on after one that fails:
 
-  suite      the load tests on the machine's own driver and devices, the differential tests too where Python has Orbax
-  sanitizer  some of them under compute-sanitizer: memcheck, initcheck and racecheck
-  load       checkpoints of `--gigabytes`, less where there is no room: uncompressed and zstd, in Orbax's layout, and safetensors;
-             5,000 small leaves. `touchdown bench` with the rates of copies and kernels; loads in fresh processes; and round by
-             round the rivals that Python has: Orbax onto JAX, safetensors, fastsafetensors, InstantTensor
+  suite         the load tests on the machine's own driver and devices, the differential tests too where Python has Orbax
+  sanitizer     some of them under compute-sanitizer: memcheck, initcheck and racecheck
+  safetensors   a file of `--gigabytes`, less where there is no room
+  uncompressed  the same as an Orbax checkpoint without compression
+  zstd          the same compressed, level 3
+  small         an Orbax checkpoint of 5,000 small arrays
 
-and writes `report.md`, with the raw figures beside it as JSON, into `--out`. `--steps suite,load` takes only those. With
-`--simulated` all of it runs on the simulated driver, which shows that the script works and nothing about speed: the report says so.
+each of the latter with `touchdown bench`, which has the rates of copies and kernels, and with loads in fresh processes, round by round
+beside the rivals that Python has: Orbax onto JAX, safetensors, fastsafetensors, InstantTensor. It writes `report.md`, with the raw
+figures beside it as JSON, into `--out`. `--steps suite,zstd` takes only those, where time is short. With `--simulated` all of it runs
+on the simulated driver, which shows that the script works and nothing about speed: the report says so.
 """
 
 import argparse
+import atexit
 import datetime
 import json
 import os
@@ -31,13 +35,15 @@ import struct
 import subprocess
 import sys
 import tarfile
+import tempfile
 import time
 
 HERE = pathlib.Path(__file__).resolve().parent
 TESTS = ['cuda', 'cuda_memory', 'cuda_cli', 'differential', 'cudarc']
 FEATURES = 'cli,cudarc'
 PACK_BYTES_MAX = 64 << 20
-STEPS = ['suite', 'sanitizer', 'load']
+STEPS = ['suite', 'sanitizer', 'safetensors', 'uncompressed', 'zstd', 'small']
+SHARED_MEMORY = '/dev/shm'
 # What each tool looks for; the tests reach every kernel and every kind of copy.
 SANITIZERS = {
     'memcheck': ['--leak-check', 'full', '--report-api-errors', 'no'],
@@ -52,7 +58,7 @@ def main():
     verbs = parser.add_subparsers(dest='verb', required=True)
     packing = verbs.add_parser('pack')
     packing.add_argument('archive', type=pathlib.Path)
-    packing.add_argument('--profile', default='release', choices=['release', 'dev'], help='of the program; tests are not optimised')
+    packing.add_argument('--profile', default='release', choices=['release', 'dev'], help='of the program, not of the tests')
     running = verbs.add_parser('run')
     running.add_argument('--out', type=pathlib.Path, default=pathlib.Path('gpu-report'))
     running.add_argument('--work', type=pathlib.Path, help='where checkpoints go (default: beside the report)')
@@ -64,11 +70,12 @@ def main():
     job = verbs.add_parser('rival')
     job.add_argument('loader')
     job.add_argument('path', type=pathlib.Path)
+    job.add_argument('--any-device', action='store_true')
     args = parser.parse_args()
     if args.verb == 'pack':
         pack(args.archive, args.profile)
     elif args.verb == 'rival':
-        print(json.dumps(rival(args.loader, args.path)))
+        print(json.dumps(rival(args.loader, args.path, args.any_device)))
     else:
         Run(args).run()
 
@@ -110,7 +117,8 @@ def pack(archive, profile):
 
 def built(root, command):
     """The executables that cargo has made, by the names of their targets."""
-    done = subprocess.run(['cargo', *command, '--message-format', 'json-render-diagnostics'], cwd=root, stdout=subprocess.PIPE, check=True)
+    command = ['cargo', *command, '--message-format', 'json-render-diagnostics']
+    done = subprocess.run(command, cwd=root, stdout=subprocess.PIPE, check=True)
     lines = [json.loads(line) for line in done.stdout.splitlines()]
     return {line['target']['name']: line['executable'] for line in lines if line.get('executable')}
 
@@ -136,11 +144,13 @@ class Run:
         self.args = args
         self.out = args.out.absolute()
         self.out.mkdir(parents=True, exist_ok=True)
-        self.work = (args.work or self.out / 'work').absolute()
-        self.work.mkdir(parents=True, exist_ok=True)
+        (args.work or self.out).mkdir(parents=True, exist_ok=True)
+        self.work = pathlib.Path(tempfile.mkdtemp(prefix='work-', dir=args.work or self.out)).absolute()
         self.program = HERE / 'bin/touchdown'
         self.failed = []
+        self.goals = []
         self.report = []
+        self.made = None
         self.environment = dict(os.environ, PYTHONDONTWRITEBYTECODE='1')
         # Tests say themselves what is simulated for them.
         self.testing = self.environment | {'TOUCHDOWN_TEST_PACK': str(HERE)}
@@ -149,8 +159,9 @@ class Run:
         else:
             self.testing['TOUCHDOWN_SKIP_ORBAX'] = '1'
         if args.simulated:
-            self.environment |= {'TOUCHDOWN_LIBCUDA': str(HERE / 'lib/libfakecuda.so'), 'FAKECUDA_KERNELS': str(HERE / 'lib/kernels.so'),
-                                 'FAKECUDA_MEMORY': str(4 << 30)}
+            self.environment['TOUCHDOWN_LIBCUDA'] = str(HERE / 'lib/libfakecuda.so')
+            self.environment['FAKECUDA_KERNELS'] = str(HERE / 'lib/kernels.so')
+            self.environment['FAKECUDA_MEMORY'] = str(4 << 30)
         else:
             self.testing['TOUCHDOWN_TEST_GPU'] = '1'
 
@@ -171,6 +182,11 @@ class Run:
             except Exception as error:  # The next step may succeed, and the report says what did not.
                 self.fail(step, f'{type(error).__name__}: {error}')
             self.say(f'\n({step}: {time.time() - begun:.0f} s)\n')
+        if self.goals:
+            self.keep('goals', self.goals)
+            reached = lambda value, least: 'yes' if value >= least else 'no'
+            rows = [(goal, f'{value:.2f}', f'{least:.2f}', reached(value, least)) for goal, value, least in self.goals]
+            self.say('## Goals\n\n' + table(['', 'found', 'wanted at least', 'reached'], rows) + '\n')
         self.say('## Outcome\n')
         self.say('\n'.join(f'- FAILED {line}' for line in self.failed) or 'Everything that ran succeeded.')
         self.say(f'\nStarted {started:%Y-%m-%d %H:%M} UTC.')
@@ -195,18 +211,20 @@ class Run:
         path = self.out / f'{log}.log'
         with open(path, 'w') as file:
             try:
-                done = subprocess.run([str(word) for word in command], stdout=file, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL,
-                                      env=self.testing, timeout=self.args.seconds, cwd=self.work)
+                done = self.process(command, self.testing, file, subprocess.STDOUT)
                 code = done.returncode
             except subprocess.TimeoutExpired:
                 code = f'none within {self.args.seconds:.0f} s'
         return code, path.read_text(errors='replace')
 
+    def process(self, command, environment, stdout, stderr):
+        return subprocess.run([str(word) for word in command], stdout=stdout, stderr=stderr, stdin=subprocess.DEVNULL,
+                              env=environment, timeout=self.args.seconds, cwd=self.work)
+
     def json(self, command):
         """What a command prints as JSON, and its whole time."""
         start = time.perf_counter()
-        done = subprocess.run([str(word) for word in command], stdout=subprocess.PIPE, stderr=subprocess.PIPE, stdin=subprocess.DEVNULL,
-                              env=self.environment, timeout=self.args.seconds, cwd=self.work)
+        done = self.process(command, self.environment, subprocess.PIPE, subprocess.PIPE)
         process = time.perf_counter() - start
         if done.returncode != 0:
             last = [line for line in done.stderr.decode(errors='replace').splitlines() if line.strip()]
@@ -217,15 +235,22 @@ class Run:
     def machine(self):
         facts = json.loads((HERE / 'pack.json').read_text())
         doctor, _ = self.json([self.program, 'doctor', '--json'])
-        gpu = ['nvidia-smi', '--query-gpu=name,driver_version,memory.total,pcie.link.gen.max,pcie.link.width.max', '--format=csv,noheader']
-        cards = said(gpu).splitlines() if shutil.which('nvidia-smi') and not self.args.simulated else []
-        versions = {name: version(name) for name in ['jax', 'orbax-checkpoint', 'torch', 'safetensors', 'fastsafetensors', 'instanttensor']}
-        self.keep('machine', {'pack': facts, 'doctor': doctor, 'cards': cards, 'python': versions, 'kernel': platform.release()})
-        rows = [('commit', facts['commit'] + (', with changes' if facts['changed'] else '')), ('devices', '; '.join(cards) or doctor['cuda']['detail']),
-                ('processor', f'{doctor["cores"]} cores, {cpu_model()}'), ('memory', f'{memory_available() / 1e9:.0f} GB available'),
-                ('disk', f'{shutil.disk_usage(self.work).free / 1e9:.0f} GB free'), ('kernel', platform.release()),
-                ('python', ', '.join(f'{name} {found}' for name, found in versions.items() if found) or 'none of the rivals'),
-                ('command', ' '.join(sys.argv))]
+        fields = 'name,driver_version,memory.total,pcie.link.gen.max,pcie.link.width.max'
+        query = ['nvidia-smi', f'--query-gpu={fields}', '--format=csv,noheader']
+        cards = said(query).splitlines() if shutil.which('nvidia-smi') and not self.args.simulated else []
+        versions = {name: version(name) for name in ['jax', 'orbax-checkpoint', 'torch', *list(MODULES)[1:]]}
+        facts |= {'doctor': doctor, 'cards': cards, 'python': versions, 'kernel': platform.release()}
+        self.keep('machine', facts)
+        rows = [
+            ('commit', facts['commit'] + (', with changes' if facts['changed'] else '')),
+            ('devices', '; '.join(cards) or doctor['cuda']['detail']),
+            ('processor', f'{doctor["cores"]} cores, {cpu_model()}'),
+            ('memory', f'{memory_available() / 1e9:.0f} GB available'),
+            ('disk', f'{shutil.disk_usage(self.work).free / 1e9:.0f} GB free'),
+            ('kernel', platform.release()),
+            ('python', ', '.join(f'{name} {found}' for name, found in versions.items() if found) or 'none of the rivals'),
+            ('command', ' '.join(sys.argv)),
+        ]
         self.say(table(['', ''], rows))
         if doctor['cuda']['state'] != 'devices':
             sys.exit(f'no usable device: {doctor["cuda"]["detail"]}')
@@ -267,43 +292,51 @@ class Run:
 
     # ------------------------------------------------------------ speed
 
-    def load(self):
-        wanted = int(self.args.gigabytes * 1e9)
-        # The safetensors file stays while a checkpoint made of it stands beside it, all of it in the page cache, with the results.
-        room = min(shutil.disk_usage(self.work).free * 45 // 100, memory_available() * 35 // 100, self.gpu_memory() * 80 // 100)
-        size = min(wanted, room)
-        self.say('## Loads\n')
-        if size < wanted:
-            self.say(f'There is room for checkpoints of {size / 1e9:.1f} GB only, not {wanted / 1e9:.1f} GB.\n')
-        model = self.work / 'model.safetensors'
-        arrays = write_model(model, size)
-        self.say(f'{arrays} arrays, {model.stat().st_size / 1e9:.2f} GB: layers of bfloat16 and a float32 embedding, normally distributed. Files warm.\n')
-        goals = []
-        found, points = self.checkpoint('safetensors', model, ['safetensors', 'fastsafetensors', 'instanttensor'])
-        goals += [(f'{row["name"]}: share of the copy on the device', row['of_copy_on_the_device'], 0.8)
-                  for device in found['devices'] for row in device['measured'][2:]]
-        goals += against(points, {'safetensors': 1, 'fastsafetensors': 1, 'instanttensor': 1})
-        for name, options in [('none', ['--compression', 'none']), ('zstd:3', ['--compression', 'zstd:3'])]:
-            path = self.work / f'orbax-{name.replace(":", "-")}'
-            self.json([self.program, 'convert', model, path, '--to', 'orbax', '--json', *options])
-            if name == 'zstd:3':
-                model.unlink()
-            found, points = self.checkpoint(f'Orbax, {name}', path, ['orbax'])
-            rates = {row['name']: row['gb_per_second'] for row in found['machine'] + found['devices'][0]['measured']}
-            bound = min(rates['read'], rates['copy to the device']) if name == 'none' else rates['decode, all cores']
-            said_bound = 'the slower of reading and copying to the device' if name == 'none' else 'decoding on all cores'
-            goals.append((f'Orbax, {name}, warm engine: share of {said_bound}', found['loads'][0]['gb_per_second'] / bound, 0.8))
-            goals += against(points, {'orbax': 3})
-            shutil.rmtree(path)
-        small = self.work / 'small.safetensors'
-        write_small(small)
-        leaves = self.work / 'small'
-        self.json([self.program, 'convert', small, leaves, '--to', 'orbax', '--json'])
-        _, points = self.checkpoint('5,000 small leaves', leaves, ['orbax'])
-        goals += against(points, {'orbax': 3})
-        self.keep('goals', goals)
-        rows = [(goal, f'{value:.2f}', f'{least:.2f}', 'yes' if value >= least else 'no') for goal, value, least in goals]
-        self.say('### Goals\n\n' + table(['', 'found', 'wanted at least', 'reached'], rows))
+    def safetensors(self):
+        found, points = self.checkpoint('safetensors', self.model(), ['safetensors', 'fastsafetensors', 'instanttensor'])
+        self.goals += [(f'{row["name"]}: share of the copy on the device', row['of_copy_on_the_device'], 0.8)
+                       for device in found['devices'] for row in device['measured'][2:]]
+        self.goals += against(points, {'safetensors': 1, 'fastsafetensors': 1, 'instanttensor': 1})
+
+    def uncompressed(self):
+        self.orbax('uncompressed', 'none', lambda rates: min(rates['read'], rates['copy to the device']),
+                   'the slower of reading and copying to the device')
+
+    def zstd(self):
+        self.orbax('zstd level 3', 'zstd:3', lambda rates: rates['decode, all cores'], 'decoding on all cores')
+
+    def orbax(self, title, compression, bound, said_bound):
+        path = self.work / 'orbax'
+        self.json([self.program, 'convert', self.model(), path, '--to', 'orbax', '--compression', compression, '--json'])
+        found, points = self.checkpoint(f'Orbax, {title}', path, ['orbax'])
+        rates = {row['name']: row['gb_per_second'] for row in found['machine'] + found['devices'][0]['measured']}
+        loaded = found['loads'][0]['gb_per_second']
+        self.goals.append((f'Orbax, {title}, warm engine: share of {said_bound}', loaded / bound(rates), 0.8))
+        self.goals += against(points, {'orbax': 3})
+        shutil.rmtree(path)
+
+    def small(self):
+        path, leaves = self.work / 'small.safetensors', self.work / 'small'
+        write_small(path)
+        self.json([self.program, 'convert', path, leaves, '--to', 'orbax', '--json'])
+        _, points = self.checkpoint('Orbax, 5,000 small arrays', leaves, ['orbax'])
+        self.goals += against(points, {'orbax': 3})
+
+    def model(self):
+        """The large file, made when first needed; in memory where that leaves the disk to what is made of it."""
+        if self.made is None:
+            wanted, disk, memory = int(self.args.gigabytes * 1e9), shutil.disk_usage(self.work).free, memory_available()
+            # File, checkpoint and results are all to be in memory, beside what is at work.
+            apart = min(disk * 90 // 100, shutil.disk_usage(SHARED_MEMORY).free * 90 // 100, memory * 30 // 100)
+            beside = min(disk * 45 // 100, memory * 35 // 100)
+            folder = pathlib.Path(tempfile.mkdtemp(dir=SHARED_MEMORY if apart > beside else self.work))
+            atexit.register(shutil.rmtree, folder, ignore_errors=True)
+            size = min(wanted, max(apart, beside), self.gpu_memory() * 80 // 100)
+            self.made = folder / 'model.safetensors'
+            arrays = write_model(self.made, size)
+            self.say(f'The large file has {arrays} arrays, {self.made.stat().st_size / 1e9:.2f} GB: layers of bfloat16 and a '
+                     f'float32 embedding, normally distributed. {wanted / 1e9:.1f} GB were wanted.\n')
+        return self.made
 
     def gpu_memory(self):
         if self.args.simulated:
@@ -312,16 +345,19 @@ class Run:
         return int(free.split()[0]) << 20
 
     def checkpoint(self, title, path, rivals):
-        self.say(f'### {title}\n')
+        self.say(f'## {title}\n\nFiles warm.\n')
         name = re.sub(r'\W+', '-', title).strip('-').lower()
         device = ['--devices', 'cuda:0']
         found, _ = self.json([self.program, 'bench', path, *device, '--rounds', self.args.rounds, '--json'])
         self.keep(f'bench-{name}', found)
         rows = [(row['name'], seconds(row), rate(row), '') for row in found['machine']]
         for measured in found['devices']:
-            rows += [(f'{row["name"]}, {measured["bytes"] >> 20} MiB', seconds(row), rate(row), share(row['of_copy_on_the_device'])) for row in measured['measured']]
+            size = f'{measured["bytes"] >> 20} MiB'
+            rows += [(f'{row["name"]}, {size}', seconds(row), rate(row), share(row['of_copy_on_the_device']))
+                     for row in measured['measured']]
         self.say(table(['machine and device', 'median', 'rate', 'of the copy on the device'], rows))
-        rows = [(row['name'], seconds(row), rate(row), f'{share(row["fraction_of_limit"])} of {row["limited_by"]}') for row in found['loads']]
+        rows = [(row['name'], seconds(row), rate(row), f'{share(row["fraction_of_limit"])} of {row["limited_by"]}')
+                for row in found['loads']]
         started = found['device_startup']
         self.say('\n' + table(['load, warm engine', 'median', 'rate', 'of the limit'], rows))
         self.say(f'\nStarting: engine {found["startup"]:.3f} s, CUDA {started["cuda"]:.3f} s, pinning {started["pin"]:.3f} s.\n')
@@ -329,9 +365,13 @@ class Run:
 
     def beside(self, name, path, device, rivals):
         """Fresh processes, round by round; the first round warms the files and does not count."""
-        here = [rival for rival in rivals if not self.args.simulated and importable(MODULES[rival])]
+        # Without a GPU JAX has its processor to rehearse with.
+        rehearsed = ['orbax'] if self.args.simulated else rivals
+        here = [rival for rival in rivals if rival in rehearsed and importable(MODULES[rival])]
         loaders = {'touchdown': [self.program, 'load', path, *device, '--json']}
-        loaders |= {rival: [sys.executable, __file__, 'rival', rival, path] for rival in here}
+        any_device = ['--any-device'] if self.args.simulated else []
+        script = pathlib.Path(__file__).absolute()
+        loaders |= {rival: [sys.executable, script, 'rival', rival, path, *any_device] for rival in here}
         points = {loader: [] for loader in loaders}
         for number in range(self.args.rounds + 1):
             for loader, command in list(loaders.items()):
@@ -344,8 +384,11 @@ class Run:
                 if number > 0:
                     points[loader].append({'call': said['seconds'], 'process': process})
         self.keep(f'processes-{name}', points)
-        rows = [(loader, f'{middle(points, loader, "call"):.3f} s', f'{middle(points, loader, "process"):.3f} s',
-                 f'x{middle(points, loader, "call") / middle(points, "touchdown", "call"):.2f}') for loader in loaders if points[loader]]
+        ours = middle(points, 'touchdown', 'call') if points['touchdown'] else float('nan')
+        rows = []
+        for loader in (loader for loader in loaders if points[loader]):
+            call, process = middle(points, loader, 'call'), middle(points, loader, 'process')
+            rows.append((loader, f'{call:.3f} s', f'{process:.3f} s', f'x{call / ours:.2f}'))
         self.say(table(['fresh processes', 'call', 'process', 'against touchdown'], rows))
         absent = [rival for rival in rivals if rival not in here]
         if absent:
@@ -378,8 +421,9 @@ def write_model(path, size):
         layer += 1
     with open(path, 'wb') as file:
         write_header(file, entries)
-        for dtype, length in [(entry['dtype'], entry['data_offsets'][1] - entry['data_offsets'][0]) for entry in entries.values()]:
-            block = weights(dtype)
+        for entry in entries.values():
+            start, end = entry['data_offsets']
+            block, length = weights(entry['dtype']), end - start
             for _ in range(length // len(block)):
                 file.write(block)
             file.write(block[:length % len(block)])
@@ -387,8 +431,8 @@ def write_model(path, size):
 
 
 def write_small(path):
-    entries = {f'l{number // 50}.w{number % 50}': {'dtype': 'F32', 'shape': [16, 16], 'data_offsets': [number << 10, (number + 1) << 10]}
-               for number in range(5000)}
+    entry = lambda number: {'dtype': 'F32', 'shape': [16, 16], 'data_offsets': [number << 10, (number + 1) << 10]}
+    entries = {f'l{number // 50}.w{number % 50}': entry(number) for number in range(5000)}
     with open(path, 'wb') as file:
         write_header(file, entries)
         block = weights('F32')
@@ -421,25 +465,36 @@ def weights(dtype, blocks={}):
 
 # ---------------------------------------------------------------- rivals
 
-MODULES = {'orbax': 'orbax.checkpoint', 'safetensors': 'safetensors.torch', 'fastsafetensors': 'fastsafetensors', 'instanttensor': 'instanttensor'}
+MODULES = {
+    'orbax': 'orbax.checkpoint',
+    'safetensors': 'safetensors.torch',
+    'fastsafetensors': 'fastsafetensors',
+    'instanttensor': 'instanttensor',
+}
 
 
-def rival(loader, path):
+def rival(loader, path, any_device):
     """One load in this process, imports and start of the device apart; as each project's documents say, with its defaults."""
     import importlib
     os.environ['XLA_PYTHON_CLIENT_PREALLOCATE'] = 'false'
     importlib.import_module(MODULES[loader])
+    if loader == 'orbax':
+        import jax
+        device = jax.devices()[0]
+        if device.platform != 'gpu' and not any_device:
+            sys.exit(f'error: JAX has no GPU here, only {device}')
     return {'seconds': globals()[f'load_{loader}'](path)}
 
 
 def load_orbax(path):
     import jax
     from orbax.checkpoint import v1
-    device = jax.devices('gpu')[0]
+    device = jax.devices()[0]
     jax.block_until_ready(jax.device_put(1.0, device))
     sharding = jax.sharding.SingleDeviceSharding(device)
     start = time.perf_counter()
-    target = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), v1.metadata(path.absolute()).metadata)
+    abstract = lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
+    target = jax.tree.map(abstract, v1.metadata(path.absolute()).metadata)
     tree = v1.load(path.absolute(), target)
     jax.block_until_ready(tree)
     return time.perf_counter() - start
@@ -486,7 +541,8 @@ def load_instanttensor(path):
 
 def importable(module):
     """Whether a fresh Python imports it: some modules break the process that tries."""
-    return subprocess.run([sys.executable, '-c', f'import {module}'], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL).returncode == 0
+    command = [sys.executable, '-c', f'import {module}']
+    return subprocess.run(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL).returncode == 0
 
 
 def version(package):

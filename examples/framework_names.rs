@@ -36,6 +36,7 @@ fn main() -> Result<()> {
     engine.fill(&checkpoint, &target, |shard| {
         slots
             .remove(&shard.path.to_string())
+            .map(Into::into)
             .ok_or_else(|| Error::invalid("no tensor of that name").at("leaf", &shard.path))
     })?;
 

@@ -6,7 +6,7 @@
 // tile's units at distances of `THREADS`, so that neighbouring threads write neighbouring addresses.
 //
 //     touchdown_place      any types, strides and alignment; squares of two dimensions where the box is turned
-//     touchdown_cast       float32, float16 and bfloat16 to each other, eight elements at a time
+//     touchdown_cast       floats of 4, 2 and 1 bytes to each other as models use them, eight elements at a time
 //     touchdown_copy       stored bytes are the wanted ones: words of 1 to 16 bytes
 //     touchdown_transpose  the same, and the densest dimensions of source and target differ
 //     touchdown_fill       one element into every place of a box
@@ -198,40 +198,64 @@ KERNEL touchdown_place(const Descriptor* table, const u64* first_tile, u32 boxes
     }
 }
 
-// The bits of one lane of a vector of 2-byte or 4-byte elements.
-DEVICE u64 lane_of(const Word16* words, u32 size, u32 lane) {
-    const u32 bit = lane * size * 8 % 64;
-    const Word16 word = words[lane * size / 16];
-    const u64 half = lane * size % 16 < 8 ? word.low : word.high;
-    return half >> bit & (size == 2 ? 0xFFFFu : 0xFFFFFFFFu);
+// Bytes of the elements that vectors hold.
+template <u32 TYPE>
+struct Lanes {
+    enum : u32 { SIZE = TYPE == FLOAT32 ? 4 : TYPE == FLOAT8_E4M3FN || TYPE == FLOAT8_E5M2 ? 1 : 2 };
+};
+
+// The bits of one lane of a vector, which lies in words of 8 bytes.
+DEVICE u64 lane_of(const u64* words, u32 size, u32 lane) {
+    return words[lane * size / 8] >> lane * size * 8 % 64 & (size == 4 ? 0xFFFFFFFFu : size == 2 ? 0xFFFFu : 0xFFu);
 }
 
 template <u32 FROM, u32 TO>
 DEVICE u32 cast_vector(Position at) {
-    const u32 from_size = FROM == FLOAT32 ? 4 : 2;
-    const u32 to_size = TO == FLOAT32 ? 4 : 2;
-    Word16 in[from_size / 2];
-    Word16 out[to_size / 2] = {};
+    const u32 from_size = Lanes<FROM>::SIZE;
+    const u32 to_size = Lanes<TO>::SIZE;
+    u64 in[from_size];
+    u64 out[to_size] = {};
     u32 lossy = 0;
-    for (u32 word = 0; word < from_size / 2; word++) {
-        in[word] = reinterpret_cast<const Word16*>(at.source)[word];
+    if (from_size == 1) {
+        in[0] = *reinterpret_cast<const u64*>(at.source);
+    }
+    UNROLLED
+    for (u32 word = 0; word + 1 < from_size; word += 2) {
+        const Word16 both = reinterpret_cast<const Word16*>(at.source)[word / 2];
+        in[word] = both.low;
+        in[word + 1] = both.high;
     }
     UNROLLED
     for (u32 lane = 0; lane < CAST_LANES; lane++) {
         bool is_lossy = false;
         const u64 bits = encode(TO, decode(FROM, lane_of(in, from_size, lane)), false, &is_lossy);
-        Word16* word = &out[lane * to_size / 16];
-        (lane * to_size % 16 < 8 ? word->low : word->high) |= bits << (lane * to_size * 8 % 64);
+        out[lane * to_size / 8] |= bits << lane * to_size * 8 % 64;
         lossy += is_lossy;
     }
-    for (u32 word = 0; word < to_size / 2; word++) {
-        reinterpret_cast<Word16*>(at.target)[word] = out[word];
+    if (to_size == 1) {
+        *reinterpret_cast<u64*>(at.target) = out[0];
+    }
+    UNROLLED
+    for (u32 word = 0; word + 1 < to_size; word += 2) {
+        reinterpret_cast<Word16*>(at.target)[word / 2] = Word16{out[word], out[word + 1]};
     }
     return lossy;
 }
 
-// Between float32, float16 and bfloat16, little-endian. Units are vectors of CAST_LANES elements, contiguous and aligned to
-// 16 bytes on both sides; a tile is CAST_STEPS * THREADS of them.
+// One of the usual types of one byte to and from float32 or bfloat16.
+template <u32 SMALL>
+DEVICE u32 cast_small(u32 from, u32 to, Position at) {
+    switch (from == SMALL ? to : from << 8) {
+        case FLOAT32: return cast_vector<SMALL, FLOAT32>(at);
+        case BFLOAT16: return cast_vector<SMALL, BFLOAT16>(at);
+        case FLOAT32 << 8: return cast_vector<FLOAT32, SMALL>(at);
+        default: return cast_vector<BFLOAT16, SMALL>(at);
+    }
+}
+
+// Between float32, float16 and bfloat16, and of the usual float8 (e4m3fn, e5m2) to and from float32 and bfloat16, little-endian.
+// Units are vectors of CAST_LANES elements, contiguous, and aligned to 16 bytes, those of one byte to 8; a tile is CAST_STEPS *
+// THREADS of them.
 KERNEL touchdown_cast(const Descriptor* table, const u64* first_tile, u32 boxes, Tally* tallies) {
     ROLLED
     for (u64 tile = block_index(); tile < first_tile[boxes]; tile += block_count()) {
@@ -253,7 +277,11 @@ KERNEL touchdown_cast(const Descriptor* table, const u64* first_tile, u32 boxes,
                 case FLOAT32 << 8 | FLOAT16: lossy += cast_vector<FLOAT32, FLOAT16>(at); break;
                 case FLOAT16 << 8 | FLOAT32: lossy += cast_vector<FLOAT16, FLOAT32>(at); break;
                 case BFLOAT16 << 8 | FLOAT16: lossy += cast_vector<BFLOAT16, FLOAT16>(at); break;
-                default: lossy += cast_vector<FLOAT16, BFLOAT16>(at); break;
+                case FLOAT16 << 8 | BFLOAT16: lossy += cast_vector<FLOAT16, BFLOAT16>(at); break;
+                default:
+                    lossy += box.from == FLOAT8_E5M2 || box.to == FLOAT8_E5M2 ? cast_small<FLOAT8_E5M2>(box.from, box.to, at)
+                                                                              : cast_small<FLOAT8_E4M3FN>(box.from, box.to, at);
+                    break;
             }
         }
         add_up(&tallies[box.counter].lossy, lossy);

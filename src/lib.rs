@@ -105,5 +105,7 @@ pub use tree::{
 };
 
 // Types of these crates stand in our signatures.
+#[cfg(feature = "cudarc")]
+pub use cudarc;
 pub use half;
 pub use ndarray;

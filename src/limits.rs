@@ -237,6 +237,12 @@ pub const DEVICE_STAGING_BYTES_DEFAULT: u64 = 128 << 20;
 /// Most boxes of one launch: bounds the tables that every worker keeps for each device to a few hundred KiB.
 pub const LAUNCH_BOXES_MAX: usize = 1024;
 
+/// Memory of a device that each worker takes beside its slab, in bytes: the tables of launches, and room to align the slab.
+pub const LANE_EXTRA_BYTES: usize = 264 << 10;
+
+/// What memory of a shard takes of a device is a multiple of this, in bytes: the driver's own alignment.
+pub const DEVICE_ALIGN: u64 = 256;
+
 /// Locked memory in which a worker packs boxes for a device, in bytes: a few copies that are worth a copy each.
 pub const PACK_BYTES: usize = 256 << 10;
 

@@ -60,7 +60,13 @@ fn contents(target: &Target) -> BTreeMap<String, String> {
     let leaf = |leaf: &Leaf| match leaf {
         Leaf::Array(array) => {
             let [shard] = array.shards() else { panic!("one device has one shard") };
-            format!("{} {:?} {:?} {:08x}", array.dtype, array.shape, array.key_impl, crc32c::crc32c(shard.bytes()))
+            format!(
+                "{} {:?} {:?} {:08x}",
+                array.dtype,
+                array.shape,
+                array.key_impl,
+                crc32c::crc32c(shard.bytes().unwrap())
+            )
         }
         // Orbax has no complex scalars: they are saved as arrays without dimensions, which hold the same element.
         Leaf::Value { value: Value::Complex(real, imaginary), dtype: Some(DType::Complex128) } => {

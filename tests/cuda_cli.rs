@@ -18,19 +18,23 @@ use std::collections::BTreeMap;
 use std::ffi::OsStr;
 use std::fs;
 use std::path::Path;
+use std::process::Command;
 use std::time::Duration;
 
 use serde_json::Value;
-use simulated::files;
+use simulated::{Driver, files};
 use support::{Output, finish, fixture, program, repository, scratch};
 
 const TIMEOUT: Duration = Duration::from_secs(60);
 
 /// Runs the program with these variables.
 fn run<A: AsRef<OsStr>>(args: &[A], variables: &[(&str, &OsStr)]) -> Output {
-    let mut command = program(args);
+    finish(envs(program(args), variables), TIMEOUT)
+}
+
+fn envs(mut command: Command, variables: &[(&str, &OsStr)]) -> Command {
     command.envs(variables.iter().copied());
-    finish(command, TIMEOUT)
+    command
 }
 
 fn json(output: &Output) -> Value {
@@ -106,8 +110,83 @@ fn auto_takes_all_gpus_or_a_processor_and_nothing_else_does() {
 }
 
 #[test]
+fn a_plan_is_held_against_the_free_memory_of_devices() {
+    let Some(files) = files("a_plan_is_held_against_the_free_memory_of_devices") else { return };
+    let checkpoint = fixture("quickstart").join("ckpt");
+    let plan = |json: &[&str], memory: &str| {
+        let args =
+            ["plan", checkpoint.to_str().unwrap(), "--devices", "cuda:0*2,cuda:1", "--threads", "2", "--otherwise"];
+        let args = [&args[..], &["replicate"], json].concat();
+        let simulated = [
+            ("TOUCHDOWN_LIBCUDA", files.driver.as_os_str()),
+            ("FAKECUDA_KERNELS", files.kernels.as_os_str()),
+            ("FAKECUDA_MEMORY", OsStr::new(memory)),
+        ];
+        run(&args, &simulated)
+    };
+    let found = json(&plan(&["--json"], "1073741824"));
+    let gpus = found["gpus"].as_array().unwrap();
+    assert_eq!((gpus.len(), &found["fits"]), (2, &Value::Bool(true)));
+    for (gpu, device) in gpus.iter().zip(["cuda:0", "cuda:1"]) {
+        assert_eq!((&gpu["device"], &gpu["free"]), (&Value::from(device), &Value::from(1u64 << 30)));
+        let number = |field: &str| gpu[field].as_u64().unwrap();
+        assert_eq!(number("needed"), number("results") + number("staging"));
+    }
+    // Logical devices of one GPU share a replica.
+    assert_eq!(gpus[0]["results"], gpus[1]["results"]);
+    let short = json(&plan(&["--json"], "300000"));
+    assert_eq!(short["fits"], Value::Bool(false));
+    let devices: Vec<&Value> = short["shortages"].as_array().unwrap().iter().map(|row| &row["device"]).collect();
+    assert_eq!(devices, ["cuda:0", "cuda:1"]);
+    let text = plan(&[], "300000");
+    assert!(text.code == Some(0) && text.stdout.contains("does not fit: cuda:1 needs"), "{text:?}");
+    // A plan for another machine's devices.
+    let elsewhere = ["plan", checkpoint.to_str().unwrap(), "--devices", "cuda:0", "--otherwise", "replicate"];
+    let text = run(&elsewhere, &[("TOUCHDOWN_LIBCUDA", OsStr::new("/nonexistent"))]);
+    assert!(text.code == Some(0) && text.stdout.contains("of an unknown amount free"), "{text:?}");
+}
+
+#[test]
+fn bench_measures_devices_beside_loads() {
+    let Some(driver) = Driver::find("bench_measures_devices_beside_loads") else { return };
+    let checkpoint = fixture("quickstart").join("ckpt");
+    let mut command = program([
+        "bench",
+        checkpoint.to_str().unwrap(),
+        "--rounds",
+        "2",
+        "--devices",
+        "cuda:0*2",
+        "--threads",
+        "2",
+        "--json",
+    ]);
+    driver.tell(&mut command, 0, 1);
+    let found = json(&finish(command, TIMEOUT));
+    let devices = found["devices"].as_array().unwrap();
+    assert_eq!((devices.len(), &devices[0]["device"]), (1, &Value::from("cuda:0")));
+    let measured = devices[0]["measured"].as_array().unwrap();
+    let names: Vec<&str> = measured.iter().map(|row| row["name"].as_str().unwrap()).collect();
+    assert_eq!(names[..3], ["copy to the device", "copy on the device", "copy"]);
+    assert!(names.contains(&"float32 to bfloat16") && names.contains(&"transpose, 4 bytes"), "{names:?}");
+    for row in measured {
+        assert!(row["seconds"].as_f64() > Some(0.0) && row["gb_per_second"].as_f64() > Some(0.0), "{row}");
+        assert_eq!(row["samples"].as_array().unwrap().len(), 2, "{row}");
+    }
+    assert_eq!(measured[1]["of_copy_on_the_device"], 1.0);
+    let loads = found["loads"].as_array().unwrap();
+    assert_eq!(loads.len(), 5);
+    assert!(loads.iter().all(|load| load["peak_device_bytes"].as_u64() > Some(0)), "{loads:?}");
+    assert!(found["device_startup"]["cuda"].as_f64() > Some(0.0));
+}
+
+#[test]
 fn fixtures_land_on_devices_as_on_processors() {
-    let Some(files) = files("fixtures_land_on_devices_as_on_processors") else { return };
+    let Some(driver) = Driver::find("fixtures_land_on_devices_as_on_processors") else { return };
+    let meshes = match driver {
+        Driver::Simulated(_) => [(8, "cuda:0*3,cuda:1-2,cpu:3"), (2, "cpu:1,cuda:0"), (1, "cuda:3"), (8, "cuda:0-7")],
+        Driver::Real => [(8, "cuda:0*5,cpu:3"), (2, "cpu:1,cuda:0"), (1, "cuda:0"), (8, "cuda:0*8")],
+    };
     let folder = scratch("cuda-fixtures");
     let report = folder.join("report");
     let (mut fixtures, mut dumps, mut compared) = (0, 0, 0);
@@ -119,14 +198,9 @@ fn fixtures_land_on_devices_as_on_processors() {
             let mut args =
                 vec!["load", checkpoint.to_str().unwrap(), "--devices", devices, "--dump", to.to_str().unwrap()];
             args.extend_from_slice(more);
-            let variables = [
-                ("TOUCHDOWN_LIBCUDA", files.driver.as_os_str()),
-                ("FAKECUDA_KERNELS", files.kernels.as_os_str()),
-                ("FAKECUDA_DEVICES", OsStr::new("8")),
-                ("FAKECUDA_DELAY_US", OsStr::new("100")),
-                ("FAKECUDA_REPORT", report.as_os_str()),
-            ];
-            run(&args, &variables)
+            let mut command = program(&args);
+            driver.tell(&mut command, 100, 1);
+            finish(envs(command, &[("FAKECUDA_REPORT", report.as_os_str())]), TIMEOUT)
         };
         let mut taken = false;
         for (number, more) in
@@ -134,7 +208,6 @@ fn fixtures_land_on_devices_as_on_processors() {
                 .into_iter()
                 .enumerate()
         {
-            let meshes = [(8, "cuda:0*3,cuda:1-2,cpu:3"), (2, "cpu:1,cuda:0"), (1, "cuda:3"), (8, "cuda:0-7")];
             // As they are stored, or saved, on all; divided and cast on two.
             for (count, devices) in meshes.into_iter().take(if more.is_empty() { 4 } else { 2 }) {
                 let cpu = folder.join(format!("{name}-{number}-cpu{count}"));
@@ -147,7 +220,13 @@ fn fixtures_land_on_devices_as_on_processors() {
                 assert_eq!(output.code, Some(0), "{name} {more:?} on {devices}: {}", output.stderr);
                 let (want, got) = (contents(&cpu), contents(&gpu));
                 assert!(want == got, "{name} {more:?} on {devices} differs from {}", cpu.display());
-                assert_eq!(fs::read_to_string(&report).unwrap(), "", "{name} {more:?} on {devices} leaves something");
+                if let Driver::Simulated(_) = driver {
+                    assert_eq!(
+                        fs::read_to_string(&report).unwrap(),
+                        "",
+                        "{name} {more:?} on {devices} leaves something"
+                    );
+                }
                 compared += got.values().map(Vec::len).sum::<usize>();
                 dumps += 1;
                 taken = true;

@@ -1,7 +1,7 @@
 //! Random checkpoints written by the real Orbax, loaded in random ways, against what Orbax itself lands
 //! on every device (and, where Orbax cannot, against a second computation: see `tests/orbax`).
 //!
-//! Every load is made on processors, and again on a mesh of devices of the simulated driver.
+//! Every load is made on processors, and again on a mesh of devices of the simulated driver, or of the machine's own.
 //!
 //! `TOUCHDOWN_DIFFERENTIAL_SEED` and `TOUCHDOWN_DIFFERENTIAL_COUNT` choose other and more checkpoints.
 //! A failure leaves its checkpoint, the expected and the actual dump in place and says where.
@@ -23,6 +23,7 @@ use std::fs;
 use std::path::Path;
 use std::time::Duration;
 
+use simulated::Driver;
 use support::dump::{Comparison, compare_dumps};
 use support::{finish, number_from_environment, program, python, read_json, run_python, scratch, skipped, touchdown};
 
@@ -44,7 +45,7 @@ fn loads_land_what_orbax_lands() {
     let (mut compared, mut failures) = (Comparison::default(), Vec::new());
     let readers = readers("loads_land_what_orbax_lands");
     let mut by_reader = vec![0; readers.len()];
-    let driver = if cfg!(feature = "cuda") { simulated::files("loads_land_what_orbax_lands on devices") } else { None };
+    let driver = if cfg!(feature = "cuda") { Driver::find("loads_land_what_orbax_lands on devices") } else { None };
     let mut on_devices = Comparison::default();
     for (number, case) in cases.iter().enumerate() {
         let case = case.as_str().expect("a case is a path");
@@ -64,7 +65,7 @@ fn loads_land_what_orbax_lands() {
         }
     }
     println!(
-        "{} leaves, {} shards, {} bytes compared on simulated devices",
+        "{} leaves, {} shards, {} bytes compared on devices ({driver:?})",
         on_devices.leaves, on_devices.shards, on_devices.bytes
     );
     println!(
@@ -102,11 +103,14 @@ fn readers(test: &str) -> Vec<&'static str> {
 }
 
 /// As many devices as these processors, in one of several kinds of meshes.
-fn devices(processors: &str, kind: usize) -> Option<String> {
+fn devices(processors: &str, kind: usize, driver: Driver) -> Option<String> {
     let count: u32 = processors.strip_prefix("cpu:")?.parse().ok()?;
     let half = count / 2;
     Some(match kind % 4 {
         _ if count == 0 => return None,
+        // A machine may have one GPU only.
+        2 | 3 if half > 0 && matches!(driver, Driver::Real) => format!("cuda:0*{half},cpu:{}", count - half),
+        _ if matches!(driver, Driver::Real) => format!("cuda:0*{count}"),
         0 | 1 if (1..=8).contains(&count) => format!("cuda:0-{}", count - 1),
         2 if (1..=8).contains(&half) => format!("cuda:0-{},cpu:{}", half - 1, count - half),
         3 if half > 0 => format!("cuda:1*{half},cuda:0*{}", count - half),
@@ -116,12 +120,7 @@ fn devices(processors: &str, kind: usize) -> Option<String> {
 
 /// Runs one load as its `args.json` says, with this reader unless it names one, on devices if there is a driver. An error is a
 /// message with the command line that shows it.
-fn run_case(
-    out: &Path,
-    case: &str,
-    reader: &str,
-    driver: Option<(&simulated::Files, usize)>,
-) -> Result<Comparison, String> {
+fn run_case(out: &Path, case: &str, reader: &str, driver: Option<(Driver, usize)>) -> Result<Comparison, String> {
     let folder = out.join(case);
     let plan = read_json(&folder.join("args.json"));
     let checkpoint = out.join(plan["path"].as_str().expect("args.json has a path"));
@@ -135,14 +134,13 @@ fn run_case(
     args.extend(["--dump".to_owned(), got.display().to_string()]);
 
     let mut command = program(&[] as &[&str]);
-    if let Some((files, kind)) = driver {
+    if let Some((driver, kind)) = driver {
         let at = args.iter().position(|arg| arg == "--devices").map(|at| at + 1);
-        let Some((at, devices)) = at.and_then(|at| Some((at, devices(args.get(at)?, kind)?))) else {
+        let Some((at, devices)) = at.and_then(|at| Some((at, devices(args.get(at)?, kind, driver)?))) else {
             return Ok(Comparison::default());
         };
         args[at] = devices;
-        command.env("TOUCHDOWN_LIBCUDA", &files.driver).env("FAKECUDA_KERNELS", &files.kernels);
-        command.env("FAKECUDA_DEVICES", "8").env("FAKECUDA_DELAY_US", "50").env("FAKECUDA_SEED", kind.to_string());
+        driver.tell(&mut command, 50, kind as u64);
     }
     command.args(&args);
     let run = finish(command, Duration::from_secs(120));

@@ -379,7 +379,7 @@ fn values(state: &State) -> BTreeMap<String, Vec<u8>> {
         Leaf::Array(array) => {
             let head = format!("{} {:?} {:?} ", array.dtype, array.shape, array.key_impl).into_bytes();
             array.shards().iter().fold(head, |mut all, shard| {
-                all.extend_from_slice(shard.bytes());
+                all.extend_from_slice(shard.bytes().unwrap());
                 all
             })
         }

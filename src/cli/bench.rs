@@ -8,18 +8,19 @@ use super::options::{EngineArgs, SourceArgs, devices};
 use super::output;
 use crate::error::{Error, Result};
 use crate::limits::BENCH_ROUNDS_MAX;
-use crate::tree::bench::{Bench, BenchOptions, Measured, MeasuredLoad, Sample, bench};
+use crate::tree::bench::{Bench, BenchOptions, Measured, MeasuredDevice, MeasuredLoad, Sample, bench};
 
 pub(super) const EXAMPLE: &str = "\
 Example:
   touchdown bench tests/fixtures/quickstart/ckpt --rounds 3
-  touchdown bench tests/fixtures/quickstart/ckpt --devices cpu:4 --json";
+  touchdown bench tests/fixtures/quickstart/ckpt --devices cpu:4 --json
+  touchdown bench tests/fixtures/quickstart/ckpt --devices auto";
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
     #[command(flatten)]
     source: SourceArgs,
-    /// Devices over which resharded loads are divided.
+    /// Devices over which resharded loads are divided; GPUs are measured, too, and get all loads.
     #[arg(long, default_value = "cpu:8")]
     devices: String,
     /// Rounds that count; one more warms up.
@@ -82,8 +83,9 @@ fn document(found: &Bench) -> Json {
             "bytes_read": report.bytes_read,
             "bytes_decoded": report.bytes_decoded,
             "peak_host_bytes": report.peak_host_bytes,
+            "peak_device_bytes": report.peak_device_bytes,
             "requests": report.requests,
-            "stages": {"read": stage(&report.stages.read), "decode": stage(&report.stages.decode), "transform": stage(&report.stages.transform)},
+            "stages": {"read": stage(&report.stages.read), "decode": stage(&report.stages.decode), "transform": stage(&report.stages.transform), "copy": stage(&report.stages.copy)},
             "limit_seconds": load.limit.as_secs_f64(),
             "limited_by": load.limited_by,
             "fraction_of_limit": load.limit.as_secs_f64() / seconds.max(f64::MIN_POSITIVE),
@@ -93,15 +95,39 @@ fn document(found: &Bench) -> Json {
         }
         document
     };
+    let device = |device: &MeasuredDevice| {
+        let row = |measured: &Measured| {
+            json!({
+                "name": measured.name,
+                "bytes": measured.samples.first().map_or(0, |sample| sample.bytes),
+                "seconds": measured.median().as_secs_f64(),
+                "gb_per_second": measured.rate() / 1e9,
+                "of_copy_on_the_device": ratio(measured.rate(), device.copy_rate),
+                "samples": measured.samples.iter().map(|sample| sample.elapsed.as_secs_f64()).collect::<Vec<_>>(),
+            })
+        };
+        json!({
+            "device": format!("cuda:{}", device.ordinal),
+            "bytes": device.bytes,
+            "measured": device.measured.iter().map(row).collect::<Vec<_>>(),
+        })
+    };
+    let started = found.device_startup;
     json!({
         "schema": 1,
         "cold": found.cold,
         "workers": found.workers,
         "startup": found.startup.as_secs_f64(),
+        "device_startup": {"cuda": started.cuda.as_secs_f64(), "pin": started.pin.as_secs_f64()},
         "largest_unit_seconds": found.largest_unit.as_secs_f64(),
         "machine": found.machine.iter().map(row).collect::<Vec<_>>(),
+        "devices": found.devices.iter().map(device).collect::<Vec<_>>(),
         "loads": found.loads.iter().map(load).collect::<Vec<_>>(),
     })
+}
+
+fn ratio(part: f64, whole: f64) -> f64 {
+    if whole > 0.0 { part / whole } else { 0.0 }
 }
 
 fn text(found: &Bench) -> String {
@@ -123,12 +149,23 @@ fn text(found: &Bench) -> String {
         row.push(format!("{fraction:.2} ({})", load.limited_by));
         loads.push(row);
     }
+    let mut devices = String::new();
+    for device in &found.devices {
+        let title = format!("cuda:{} as its driver does it, {} MiB", device.ordinal, device.bytes >> 20);
+        let mut rows = vec![head(&[&title, "median", "rate", "of the copy on it"])];
+        rows.extend(device.measured.iter().map(|measured| {
+            let share = ratio(measured.rate(), device.copy_rate);
+            [&figures(measured)[..3], &[format!("{share:.2}")]].concat()
+        }));
+        devices += &(output::table(&rows) + "\n");
+    }
     let state = if found.cold { "cold" } else { "warm, unless the files are larger than the page cache" };
     format!(
-        "{}\n{}\nfiles: {state}; {} workers; starting the engine took {:.4} s\n",
+        "{}\n{devices}{}\nfiles: {state}; {} workers; starting the engine took {:.4} s, devices {:.4} s\n",
         output::table(&machine),
         output::table(&loads),
         found.workers,
-        found.startup.as_secs_f64()
+        found.startup.as_secs_f64(),
+        (found.device_startup.cuda + found.device_startup.pin).as_secs_f64()
     )
 }

@@ -108,7 +108,7 @@ fn nested(array: &Array) -> Result<Json> {
             .hint("print a part with --slice"));
     }
     let shard = array.shards().first().ok_or_else(|| Error::bug("an array without shards"))?;
-    let mut elements = shard.bytes().chunks_exact(array.dtype.size());
+    let mut elements = shard.bytes()?.chunks_exact(array.dtype.size());
     level(array.dtype, &array.shape, &mut elements)
 }
 

@@ -35,18 +35,33 @@ pub(super) fn run(args: &Args, quiet: bool) -> Result<ExitCode> {
     let checkpoint = args.source.open(quiet)?;
     let target = args.target.build(&checkpoint)?;
     let plan = checkpoint.plan_within(&target, args.engine.options()?.limits()?)?;
-    let capacity = Capacity { host_bytes: available_memory() };
+    let ordinals = plan.gpu_needs().into_iter().map(|need| need.ordinal);
+    let capacity = Capacity {
+        host_bytes: available_memory(),
+        gpu_bytes: ordinals.filter_map(|ordinal| Some((ordinal, free_gpu_memory(ordinal)?))).collect(),
+    };
     if let Some(file) = &args.svg {
         std::fs::write(file, svg::draw(&plan)).map_err(|error| {
             Error::new(ErrorKind::Io, "cannot write the picture").at("file", file.display()).caused_by(error)
         })?;
     }
     if args.json {
-        output::json(&plan.json(capacity))?;
+        output::json(&plan.json(&capacity))?;
     } else {
-        output::text(&plan.text(capacity))?;
+        output::text(&plan.text(&capacity))?;
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// Free memory of a GPU, in bytes. A plan may be for another machine: that this one lacks the GPU is said, and no error.
+fn free_gpu_memory(ordinal: u32) -> Option<u64> {
+    match crate::place::free_bytes(ordinal) {
+        Ok(free) => Some(free),
+        Err(error) => {
+            tracing::warn!(device = format_args!("cuda:{ordinal}"), %error, "what the device has is not known");
+            None
+        }
+    }
 }
 
 /// Host memory that the kernel says is available, in bytes.

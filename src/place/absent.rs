@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use super::parcel::{Counted, Parcel, Span};
-use super::{DeviceMemory, Download, ShardSpec};
+use super::{DeviceMemory, Download, Rate, ShardSpec};
 use crate::error::{Error, ErrorKind, Result};
 use crate::io::Pinner;
 
@@ -15,6 +15,24 @@ pub(crate) enum Gpu {}
 #[derive(Debug)]
 pub(crate) struct Delivery<'g>(&'g Gpu);
 
+/// See `cuda/measure.rs`.
+#[derive(Debug)]
+pub(crate) struct Gauge<'g>(&'g Gpu);
+
+impl<'g> Gauge<'g> {
+    pub(crate) fn new(gpu: &'g Gpu, _: usize) -> Result<Self> {
+        match *gpu {}
+    }
+
+    pub(crate) fn bytes(&self) -> usize {
+        match *self.0 {}
+    }
+
+    pub(crate) fn round(&mut self) -> Result<Vec<Rate>> {
+        match *self.0 {}
+    }
+}
+
 /// See `cuda/gpu.rs`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Staging {
@@ -24,9 +42,7 @@ pub(crate) struct Staging {
 
 impl Gpu {
     pub(crate) fn open(ordinal: u32, _: Staging) -> Result<Arc<Self>> {
-        Err(Error::new(ErrorKind::Device, "this build has no CUDA support")
-            .found(format_args!("cuda:{ordinal}"))
-            .hint("use `--devices cpu:N`, or build with the feature `cuda`"))
+        Err(not_built(ordinal))
     }
 
     pub(crate) fn ordinal(&self) -> u32 {
@@ -42,6 +58,10 @@ impl Gpu {
     }
 
     pub(crate) fn reach(&self, _: &Self) -> Result<()> {
+        match *self {}
+    }
+
+    pub(crate) fn settle(&self) -> Result<()> {
         match *self {}
     }
 
@@ -61,9 +81,24 @@ impl Gpu {
         match *self {}
     }
 
+    pub(crate) fn expect_room(&self, _: &[&ShardSpec]) -> Result<()> {
+        match *self {}
+    }
+
     pub(crate) fn prepare(self: &Arc<Self>, _: &[&ShardSpec]) -> Result<Vec<DeviceMemory>> {
         match **self {}
     }
+}
+
+/// See `cuda/gpu.rs`.
+pub(super) fn free_bytes(ordinal: u32) -> Result<u64> {
+    Err(not_built(ordinal))
+}
+
+fn not_built(ordinal: u32) -> Error {
+    Error::new(ErrorKind::Device, "this build has no CUDA support")
+        .found(format_args!("cuda:{ordinal}"))
+        .hint("use `--devices cpu:N`, or build with the feature `cuda`")
 }
 
 impl Delivery<'_> {

@@ -1,8 +1,10 @@
 //! Where results live: memory that is prepared before a load and owned by the caller after it.
 //!
 //! ```text
-//!   host.rs   host memory, typed views of it       parcel.rs  slabs and boxes on their way to a device
-//!   probe.rs  is there a driver?                   cuda/      CUDA devices; absent.rs where they are not built
+//!   host.rs   host memory, typed views of it       device.rs  device memory as a value
+//!   probe.rs  is there a driver?                   parcel.rs  slabs and boxes on their way to a device
+//!   cuda/     CUDA devices                         absent.rs  the same where they are not built
+//!   cudarc.rs memory that cudarc allocates, for those who use it
 //! ```
 //!
 //! A [`Destination`] is asked once for the memory of all local shards. An engine's own allocates it, on the host and on devices
@@ -17,20 +19,23 @@ mod absent;
 #[cfg(feature = "cuda")]
 #[allow(unsafe_code)]
 mod cuda;
+#[cfg(feature = "cudarc")]
+#[allow(unsafe_code)]
+pub mod cudarc;
+mod device;
 mod host;
 #[cfg_attr(not(feature = "cuda"), allow(dead_code, reason = "only devices read it"))]
 pub(crate) mod parcel;
 mod probe;
 
 #[cfg(not(feature = "cuda"))]
-pub(crate) use absent::{Delivery, Gpu, Staging};
+pub(crate) use absent::{Delivery, Gauge, Gpu, Staging};
 #[cfg(feature = "cuda")]
-pub(crate) use cuda::{Delivery, Gpu, Staging};
+pub(crate) use cuda::{Delivery, Gauge, Gpu, Staging};
+pub(crate) use device::Download;
+pub use device::{DeviceEvent, DeviceMemory, DeviceSlice};
 pub use host::{Element, HostDestination};
-pub use probe::{CudaProbe, gpus, probe_cuda};
-
-use std::any::Any;
-use std::sync::Arc;
+pub use probe::{CudaProbe, free_bytes, gpus, probe_cuda};
 
 use crate::dtype::DType;
 use crate::error::Result;
@@ -73,7 +78,7 @@ impl Memory {
     pub fn len(&self) -> u64 {
         match self {
             Self::Host(buffer) => buffer.len() as u64,
-            Self::Device(memory) => memory.len,
+            Self::Device(memory) => memory.len(),
         }
     }
 
@@ -83,97 +88,41 @@ impl Memory {
     }
 }
 
-/// Keeps memory that an engine has allocated.
-pub(crate) type Hold = Arc<dyn Any + Send + Sync>;
-
-/// Brings bytes of a device to host memory.
-pub(crate) trait Download: std::fmt::Debug + Send + Sync {
-    /// Copies runs of device memory, one behind the other, until there is no more room, and returns when they are here.
-    ///
-    /// # Errors
-    /// A device that fails, or runs that are shorter than the room.
-    ///
-    /// # Safety
-    /// 1. The runs are valid, and nobody writes them meanwhile.
-    #[allow(unsafe_code)]
-    unsafe fn download(&self, runs: &mut dyn Iterator<Item = parcel::Span>, to: &mut [u8]) -> Result<()>;
+/// Memory of one shard that a caller lends to [`Engine::fill`](crate::Engine::fill).
+#[non_exhaustive]
+#[derive(Debug)]
+pub enum Slot<'m> {
+    /// Host memory.
+    Host(&'m mut [u8]),
+    /// Memory of the shard's device.
+    Device(DeviceMemory),
 }
 
-/// Memory of a device: an address, a length, and a stream.
-///
-/// The stream of a caller's memory is the one that has used it so far: an engine writes once what that stream has now is done.
-/// The stream of an engine's own memory is the one that it writes on; nothing of a shard that was handed out is left on it, so
-/// that any stream may use the shard at once.
-pub struct DeviceMemory {
-    pointer: u64,
-    len: u64,
-    stream: u64,
-    /// Whether an engine has allocated it, and what keeps it then.
-    owned: bool,
-    _hold: Option<Hold>,
-}
-
-impl std::fmt::Debug for DeviceMemory {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "DeviceMemory({} bytes at {:#x})", self.len, self.pointer)
+impl<'m> From<&'m mut [u8]> for Slot<'m> {
+    fn from(slice: &'m mut [u8]) -> Self {
+        Self::Host(slice)
     }
 }
 
-impl DeviceMemory {
-    /// Names memory that the caller owns.
-    ///
-    /// # Safety
-    /// 1. `pointer` is valid for writes of `len` bytes in the primary context of the shard's device until the load has ended, and
-    ///    for reads as long as its shard is used.
-    /// 2. Nothing else writes those bytes meanwhile, on any stream, beyond what `stream` was given before the load was called.
-    /// 3. `stream` is a live stream of that context, or one of the driver's special handles as the thread that calls the load
-    ///    means it, until that call has returned.
-    #[allow(unsafe_code)]
-    pub unsafe fn new(pointer: u64, len: u64, stream: u64) -> Self {
-        Self { pointer, len, stream, owned: false, _hold: None }
-    }
-
-    /// Memory that an engine has allocated and this value keeps.
-    #[cfg_attr(not(feature = "cuda"), allow(dead_code, reason = "devices make it"))]
-    pub(crate) fn held(pointer: u64, len: u64, stream: u64, hold: Hold) -> Self {
-        Self { pointer, len, stream, owned: true, _hold: Some(hold) }
-    }
-
-    /// No memory.
-    #[cfg_attr(not(feature = "cuda"), allow(dead_code, reason = "devices make it"))]
-    pub(crate) fn empty(stream: u64) -> Self {
-        Self { pointer: 0, len: 0, stream, owned: true, _hold: None }
-    }
-
-    /// Whether the caller owns it.
-    pub(crate) fn is_foreign(&self) -> bool {
-        !self.owned
-    }
-
-    pub(crate) fn span(&self) -> parcel::Span {
-        parcel::Span { pointer: self.pointer, len: self.len }
-    }
-
-    /// Device address of the first byte.
-    pub fn pointer(&self) -> u64 {
-        self.pointer
-    }
-
-    /// Number of bytes.
-    pub fn len(&self) -> u64 {
-        self.len
-    }
-
-    /// Whether there are no bytes.
-    pub fn is_empty(&self) -> bool {
-        self.len == 0
-    }
-
-    /// The driver's stream handle.
-    pub fn stream(&self) -> u64 {
-        self.stream
+impl From<DeviceMemory> for Slot<'_> {
+    fn from(memory: DeviceMemory) -> Self {
+        Self::Device(memory)
     }
 }
+
+/// One measurement of a device: what it did, the bytes that moved, and how long it took.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Rate {
+    pub(crate) name: &'static str,
+    pub(crate) bytes: u64,
+    pub(crate) elapsed: std::time::Duration,
+}
+
+/// Copying to the device from locked memory.
+pub(crate) const UPLOAD: &str = "copy to the device";
+
+/// The driver's own copy on the device, with which kernels are compared.
+pub(crate) const DEVICE_COPY: &str = "copy on the device";
 
 /// Gives the memory of all shards of a load, in one call, before anything is read.
 pub trait Destination {

@@ -2,6 +2,7 @@
 
 use std::fmt;
 
+use crate::error::Result;
 use crate::plan::Device;
 
 /// What was found.
@@ -74,6 +75,17 @@ impl fmt::Display for CudaProbe {
 pub fn gpus() -> Vec<Device> {
     let count = u32::try_from(probe_cuda().count()).unwrap_or(0);
     (0..count).map(|ordinal| Device::Cuda { ordinal, logical: None }).collect()
+}
+
+/// Free memory of a GPU, in bytes. It costs the start of the device's context, unless somebody in the process has started it.
+///
+/// # Errors
+/// No driver, no such device, or one that fails.
+pub fn free_bytes(ordinal: u32) -> Result<u64> {
+    #[cfg(feature = "cuda")]
+    return super::cuda::free_bytes(ordinal);
+    #[cfg(not(feature = "cuda"))]
+    super::absent::free_bytes(ordinal)
 }
 
 /// Looks for a driver.

@@ -1,18 +1,39 @@
 //! A plan in words and as JSON: what will be read, decoded and held, and whether it fits.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::fmt::Write;
 
 use serde_json::{Value as Json, json};
 
 use super::parts::addressable;
 use super::{Device, Plan, PlannedLeaf, Source};
+use crate::limits::{DEVICE_ALIGN, LANE_EXTRA_BYTES, PACK_BYTES};
 
 /// What a machine has, to say whether a plan fits.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Capacity {
     /// Host memory that is free for use, in bytes, where that is known.
     pub host_bytes: Option<u64>,
+    /// Free memory of GPUs, by ordinal, in bytes, where that is known.
+    pub gpu_bytes: BTreeMap<u32, u64>,
+}
+
+/// What a plan needs of one GPU, whatever the number of logical devices on it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct GpuNeed {
+    /// The GPU's ordinal.
+    pub ordinal: u32,
+    /// Bytes of its shards.
+    pub results: u64,
+    /// Bytes in which slabs wait for kernels, at most.
+    pub staging: u64,
+}
+
+impl GpuNeed {
+    /// All of it, in bytes.
+    pub fn bytes(&self) -> u64 {
+        self.results.saturating_add(self.staging)
+    }
 }
 
 /// What does not fit: the device (`host` for memory that all CPU devices share), what it needs and what it has.
@@ -86,17 +107,37 @@ impl Plan {
         self.result_bytes() + self.staging_bytes()
     }
 
-    /// The most memory of GPUs in use at once, of all of them together: results, and a slot for each worker to stage in.
+    /// The most memory of GPUs in use at once, of all of them together.
     pub fn peak_device_bytes(&self) -> u64 {
-        let staging = self.limits.slot_bytes * u64::from(self.limits.workers);
-        self.gpu_bytes().iter().map(|(_, bytes)| bytes + staging).sum()
+        self.gpu_needs().iter().map(GpuNeed::bytes).sum()
+    }
+
+    /// What the load needs of each GPU of this process: results, and a slot for each worker to stage in.
+    pub fn gpu_needs(&self) -> Vec<GpuNeed> {
+        let mut results: BTreeMap<u32, u64> = BTreeMap::new();
+        for shard in &self.shards {
+            if let Some(ordinal) = self.device(shard).gpu() {
+                let bytes = results.entry(ordinal).or_default();
+                *bytes =
+                    bytes.saturating_add(shard.bytes.saturating_add(DEVICE_ALIGN - 1) / DEVICE_ALIGN * DEVICE_ALIGN);
+            }
+        }
+        let lane = self.limits.slot_bytes.max(PACK_BYTES as u64) + LANE_EXTRA_BYTES as u64;
+        let staging = lane * u64::from(self.limits.workers);
+        results.into_iter().map(|(ordinal, results)| GpuNeed { ordinal, results, staging }).collect()
     }
 
     /// What does not fit into this machine.
-    pub fn shortages(&self, capacity: Capacity) -> Vec<Shortage> {
-        let needed = self.peak_host_bytes();
-        let short = capacity.host_bytes.filter(|available| needed > *available);
-        short.map(|available| Shortage { device: "host".to_owned(), needed, available }).into_iter().collect()
+    pub fn shortages(&self, capacity: &Capacity) -> Vec<Shortage> {
+        let host = (capacity.host_bytes, self.peak_host_bytes(), "host".to_owned());
+        let gpus = self.gpu_needs().into_iter().map(|need| {
+            (capacity.gpu_bytes.get(&need.ordinal).copied(), need.bytes(), format!("cuda:{}", need.ordinal))
+        });
+        let short = std::iter::once(host).chain(gpus).filter_map(|(available, needed, device)| {
+            let available = available.filter(|available| needed > *available)?;
+            Some(Shortage { device, needed, available })
+        });
+        short.collect()
     }
 
     /// Bytes that the whole plan decodes or reads for each byte that is needed of it.
@@ -105,7 +146,7 @@ impl Plan {
     }
 
     /// The plan as one JSON object, schema 1.
-    pub fn json(&self, capacity: Capacity) -> Json {
+    pub fn json(&self, capacity: &Capacity) -> Json {
         let device = |cost: &DeviceCost| {
             json!({
                 "device": cost.device.to_string(),
@@ -136,6 +177,15 @@ impl Plan {
                 "shards": parts.collect::<Vec<_>>(),
             })
         };
+        let gpu = |need: &GpuNeed| {
+            json!({
+                "device": format!("cuda:{}", need.ordinal),
+                "results": need.results,
+                "staging": need.staging,
+                "needed": need.bytes(),
+                "free": capacity.gpu_bytes.get(&need.ordinal),
+            })
+        };
         let shortages = self.shortages(capacity);
         let short =
             |short: &Shortage| json!({"device": short.device, "needed": short.needed, "available": short.available});
@@ -152,6 +202,7 @@ impl Plan {
             "peak_host_bytes": self.peak_host_bytes(),
             "staging_bytes": self.staging_bytes(),
             "peak_device_bytes": self.peak_device_bytes(),
+            "gpus": self.gpu_needs().iter().map(gpu).collect::<Vec<_>>(),
             "fits": shortages.is_empty(),
             "shortages": shortages.iter().map(short).collect::<Vec<_>>(),
             "devices": self.device_costs().iter().map(device).collect::<Vec<_>>(),
@@ -160,7 +211,7 @@ impl Plan {
     }
 
     /// The plan in words: totals, a line a leaf, a line a device.
-    pub fn text(&self, capacity: Capacity) -> String {
+    pub fn text(&self, capacity: &Capacity) -> String {
         let mut text = String::new();
         const COLUMNS: [&str; 8] = ["leaf", "type", "shape", "spec", "needed", "read", "decoded", "x needed"];
         let mut rows: Vec<[String; 8]> = vec![COLUMNS.map(str::to_owned)];
@@ -207,8 +258,17 @@ impl Plan {
             human_bytes(self.result_bytes()),
             human_bytes(self.staging_bytes()),
         );
-        if self.peak_device_bytes() > 0 {
-            let _ = writeln!(text, "peak device memory at most {}", human_bytes(self.peak_device_bytes()));
+        for need in self.gpu_needs() {
+            let free = capacity.gpu_bytes.get(&need.ordinal);
+            let free = free.map_or_else(|| "an unknown amount".to_owned(), |free| human_bytes(*free));
+            let _ = writeln!(
+                text,
+                "peak memory of cuda:{} {} of {free} free: {} results, at most {} staging",
+                need.ordinal,
+                human_bytes(need.bytes()),
+                human_bytes(need.results),
+                human_bytes(need.staging),
+            );
         }
         for DeviceCost { device, bytes, needed, read, decoded } in self.device_costs() {
             let shared = if matches!(device, Device::Cpu(_)) { " (host memory; replicas share it)" } else { "" };
@@ -232,7 +292,7 @@ impl Plan {
 
 impl std::fmt::Display for Plan {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str(&self.text(Capacity::default()))
+        f.write_str(&self.text(&Capacity::default()))
     }
 }
 

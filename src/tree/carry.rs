@@ -137,6 +137,7 @@ impl<'s> Carrier<'s> {
             return Ok(());
         }
         let start = Instant::now();
+        let first = waiting.iter().flat_map(|waiting| &waiting.boxes).map(|carried| carried.shard as usize).next();
         let mut devices: Vec<(&Arc<Gpu>, Vec<Parcel<'_>>)> = Vec::new();
         let mut bytes = 0;
         for Waiting { place, gpu, boxes } in waiting {
@@ -153,9 +154,12 @@ impl<'s> Carrier<'s> {
         let unit = self.units.first().copied();
         let result = deliver(&devices).and_then(|counted| self.landing.count(&counted));
         self.landing.copy.add(start, bytes);
-        result.map_err(|error| match unit {
-            Some(unit) => located(error, &self.landing.plan, &self.landing.plan.units[unit as usize]),
-            None => error,
+        let plan = &self.landing.plan;
+        result.map_err(|error| match (unit, first) {
+            (Some(unit), _) => located(error, plan, &plan.units[unit as usize]),
+            // Padding belongs to no unit.
+            (None, Some(shard)) => error.at("leaf", &plan.leaves[plan.shards[shard].leaf as usize].path),
+            (None, None) => error,
         })
     }
 }

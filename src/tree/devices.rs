@@ -93,9 +93,23 @@ impl Gpus {
         self.0.iter().find(|gpu| gpu.ordinal() == ordinal)
     }
 
+    pub(super) fn iter(&self) -> impl Iterator<Item = &Gpu> {
+        self.0.iter().map(|gpu| &**gpu)
+    }
+
     pub(super) fn of(&self, ordinal: u32) -> Result<&Arc<Gpu>> {
         self.get(ordinal)
             .ok_or_else(|| Error::bug("a device was not started").at("device", format_args!("cuda:{ordinal}")))
+    }
+
+    /// Whether each has memory for what workers stage in, beside results that it has already.
+    pub(super) fn expect_staging(&self) -> Result<()> {
+        self.0.iter().try_for_each(|gpu| gpu.expect_room(&[]))
+    }
+
+    /// Waits until all of them have done what they were given, by whomever.
+    pub(super) fn settle(&self) -> Result<()> {
+        self.0.iter().try_for_each(|gpu| gpu.settle())
     }
 
     /// Memory of devices, and locked host memory, that is used on the way, in bytes.

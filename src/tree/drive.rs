@@ -23,7 +23,7 @@ use crate::plan::Source;
 
 /// Does one load on the driver's thread. Stops early when `closing` is set.
 pub(super) fn run(
-    work: Work,
+    mut work: Work,
     reader: &mut dyn Reader,
     pool: &ThreadPool,
     ring: &Arc<Ring>,
@@ -73,6 +73,8 @@ pub(super) fn run(
         ok = result.is_ok(),
         "loaded"
     );
+    drop(drive);
+    work.release();
     work.status.publish(result);
 }
 

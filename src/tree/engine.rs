@@ -22,14 +22,14 @@ use std::time::{Duration, Instant};
 use rayon::{ThreadPool, ThreadPoolBuildError, ThreadPoolBuilder};
 
 use super::checkpoint::Checkpoint;
-use super::devices::{DeviceStartup, Devices, OwnMemory};
+use super::devices::{DeviceStartup, Devices, Gpus, OwnMemory};
 use super::drive::run;
 use super::job::Job;
 use super::save::{SaveJob, SaveOptions, SaveWork, Tree, TreeItem};
 use super::target::Target;
 use super::work::Work;
 use crate::error::{Error, ErrorKind, Result};
-use crate::io::{self, Buffer, Io, Reader, Ring};
+use crate::io::{self, Io, Reader, Ring};
 use crate::limits::{
     DEVICE_STAGING_BYTES_DEFAULT, MERGE_GAP_BYTES_DEFAULT, READER_THREADS_DEFAULT, SLOT_BYTES, SLOT_SLACK_BYTES,
     SLOTS_MIN, STAGING_BYTES_DEFAULT, STALL_AFTER_DEFAULT,
@@ -239,50 +239,34 @@ impl Engine {
     fn load_with(&self, checkpoint: &Checkpoint, target: &Target, to: Option<&mut dyn Destination>) -> Result<Job> {
         let start = Instant::now();
         let plan = checkpoint.plan_within(target, self.limits)?;
-        let planned = start.elapsed();
+        self.load_planned(checkpoint, target, plan, (start, start.elapsed()), to)
+    }
+
+    /// Loads what was planned since `start`, which took so long.
+    pub(super) fn load_planned(
+        &self,
+        checkpoint: &Checkpoint,
+        target: &Target,
+        plan: Plan,
+        (start, planned): (Instant, Duration),
+        to: Option<&mut dyn Destination>,
+    ) -> Result<Job> {
         // Starting devices is not the load's time.
         let starting = Instant::now();
         let gpus = self.devices.open(&plan)?;
         let start = start + starting.elapsed();
         let memory = match to {
-            Some(to) => prepare(&plan, to)?,
+            Some(to) => {
+                let memory = prepare(&plan, to)?;
+                gpus.expect_staging()?;
+                memory
+            }
             None => prepare(&plan, &mut OwnMemory(gpus.clone()))?,
         };
         let (work, job) =
             Work::new(checkpoint, target, plan, (start, planned), memory, (gpus, self.devices.ring()), self.limits)?;
         self.send(Request::Load(Box::new(work)))?;
         Ok(job)
-    }
-
-    /// Loads a target into memory that the caller lends, one slice for every distinct local shard, and blocks until it is
-    /// full. Nothing else of the result's size is allocated.
-    ///
-    /// # Errors
-    /// As [`load_to`](Self::load_to); a slice of another size than [`ShardSpec::bytes`]; whatever the load fails with. The
-    /// contents of the slices are unspecified then.
-    pub fn fill<'m>(
-        &self,
-        checkpoint: &Checkpoint,
-        target: &Target,
-        mut slot: impl FnMut(&ShardSpec) -> Result<&'m mut [u8]>,
-    ) -> Result<super::state::Report> {
-        struct Lend<'a, F>(&'a mut F);
-        impl<'m, F: FnMut(&ShardSpec) -> Result<&'m mut [u8]>> Destination for Lend<'_, F> {
-            #[allow(unsafe_code)]
-            fn prepare(&mut self, shards: &[ShardSpec]) -> Result<Vec<Memory>> {
-                let lend = |shard: &ShardSpec| {
-                    let slice = (self.0)(shard)?;
-                    let start = std::ptr::NonNull::from(&mut *slice).cast::<u8>();
-                    // SAFETY: the slice is borrowed exclusively for 'm, which outlives `fill`; `fill` returns only after
-                    // the job has ended and its state, the last user of this buffer, is dropped.
-                    Ok(Memory::Host(unsafe { Buffer::foreign(start, slice.len()) }))
-                };
-                shards.iter().map(lend).collect()
-            }
-        }
-        let job = self.load_to(checkpoint, target, &mut Lend(&mut slot))?;
-        let state = job.wait()?;
-        Ok(state.report().clone())
     }
 
     /// Saves a tree as the item `state` of a new checkpoint, where Orbax looks first. Returns once the tree is checked and the
@@ -310,6 +294,16 @@ impl Engine {
         let (work, job) = SaveWork::new(path.as_ref(), items, options, self.limits.staging_bytes)?;
         self.send(Request::Save(Box::new(work)))?;
         Ok(job)
+    }
+
+    /// The devices of a plan, started.
+    pub(super) fn start_devices(&self, plan: &Plan) -> Result<Gpus> {
+        self.devices.open(plan)
+    }
+
+    /// Waits until the devices of a plan have done what they were given.
+    pub(super) fn settle(&self, plan: &Plan) -> Result<()> {
+        self.start_devices(plan)?.settle()
     }
 
     fn send(&self, request: Request) -> Result<()> {

@@ -121,6 +121,12 @@ impl Drop for Job {
         if !self.finished {
             self.status.cancel();
         }
+        // What nobody has taken is nobody's any more: it must not share memory with the state that was.
+        let untaken = {
+            let mut shared = self.status.lock();
+            (std::mem::take(&mut shared.ready), std::mem::take(&mut shared.parked))
+        };
+        drop(untaken);
     }
 }
 

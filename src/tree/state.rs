@@ -1,22 +1,15 @@
 //! What a load leaves behind: a tree of sharded arrays and values, and a report.
 
 use std::collections::{BTreeMap, HashMap};
-use std::sync::Arc;
 use std::time::Duration;
 
-use bytes::Bytes;
-use ndarray::ArrayViewD;
-
-use super::save::Loaded;
+use super::shard::Shard;
 use super::value::Value;
 use crate::dtype::DType;
-use crate::error::{Error, ErrorKind, Result};
-use crate::io::Buffer;
+use crate::error::{Error, Result};
 use crate::keypath::KeyPath;
 use crate::layout::orbax::metadata::Container;
-use crate::place::{DeviceMemory, Download, Element, Memory};
 use crate::plan::{Device, Sharding};
-use crate::shape::Region;
 
 /// A loaded tree: every leaf that was asked for, in the target's order.
 #[derive(Debug, Default)]
@@ -62,21 +55,6 @@ pub struct Array {
     /// Elements that the cast changed beyond ordinary rounding.
     pub lossy: u64,
     pub(super) shards: Vec<Shard>,
-}
-
-/// The part of an array that one device holds.
-#[derive(Clone, Debug)]
-pub struct Shard {
-    /// The device's position in the mesh.
-    pub position: usize,
-    /// The device.
-    pub device: Device,
-    /// Which elements of the array.
-    pub region: Region,
-    pub(super) dtype: DType,
-    pub(super) memory: Arc<Memory>,
-    /// Who brings it to the host, if it is on a device.
-    pub(super) download: Option<Arc<dyn Download>>,
 }
 
 /// What a load did.
@@ -170,6 +148,31 @@ impl State {
     pub fn report(&self) -> &Report {
         &self.report
     }
+
+    /// Every leaf, in the target's order, without the tree.
+    pub fn into_leaves(self) -> impl ExactSizeIterator<Item = (KeyPath, Leaf)> {
+        self.leaves.into_iter()
+    }
+
+    /// The leaf at a path, to change it in place.
+    pub(super) fn leaf_mut(&mut self, path: &str) -> Option<&mut Leaf> {
+        self.index.get(path).map(|&at| &mut self.leaves[at].1)
+    }
+
+    /// Takes in what another load into these arrays has found; arrays keep their memory.
+    pub(super) fn take_in(&mut self, other: Self) {
+        for (path, leaf) in other.leaves {
+            match (self.leaf_mut(&path.to_string()), leaf) {
+                (Some(Leaf::Array(own)), Leaf::Array(new)) => (own.key_impl, own.lossy) = (new.key_impl, new.lossy),
+                (Some(own), leaf) => *own = leaf,
+                (None, leaf) => {
+                    self.index.insert(path.to_string(), self.leaves.len());
+                    self.leaves.push((path, leaf));
+                }
+            }
+        }
+        self.report = other.report;
+    }
 }
 
 impl Array {
@@ -177,80 +180,9 @@ impl Array {
     pub fn shards(&self) -> &[Shard] {
         &self.shards
     }
-}
 
-impl Shard {
-    /// The elements, row-major, little-endian; sub-byte types one byte an element. Empty if the shard is on a device:
-    /// [`to_host`](Self::to_host) brings it here.
-    pub fn bytes(&self) -> &[u8] {
-        match &*self.memory {
-            Memory::Host(buffer) => buffer,
-            Memory::Device(_) => &[],
-        }
-    }
-
-    /// The same, shared: the memory lives as long as the state or any of these do.
-    pub fn shared_bytes(&self) -> Bytes {
-        Bytes::from_owner(Loaded(Arc::clone(&self.memory)))
-    }
-
-    /// The device memory that holds the elements, row-major, if the shard is on a device: an address, a length and a stream.
-    /// Everything is there: any stream may use it at once. An engine's own memory lives as long as the state or any shard does.
-    pub fn device_memory(&self) -> Option<&DeviceMemory> {
-        match &*self.memory {
-            Memory::Host(_) => None,
-            Memory::Device(memory) => Some(memory),
-        }
-    }
-
-    /// The elements in host memory: shared if they are there, copied from the device otherwise.
-    ///
-    /// # Errors
-    /// No host memory, or a device that fails.
-    pub fn to_host(&self) -> Result<Bytes> {
-        let (Memory::Device(memory), Some(download)) = (&*self.memory, &self.download) else {
-            return Ok(self.shared_bytes());
-        };
-        let len = usize::try_from(memory.len()).map_err(|_| Error::bug("a shard is larger than the address space"))?;
-        let mut buffer = Buffer::zeroed(len)?;
-        #[allow(unsafe_code)]
-        // SAFETY: the shard's own memory, which is complete and kept; of a caller's memory the caller has promised it.
-        unsafe { download.download(&mut std::iter::once(memory.span()), &mut buffer) }?;
-        Ok(Bytes::from_owner(Loaded(Arc::new(Memory::Host(buffer)))))
-    }
-
-    /// The elements as values.
-    ///
-    /// # Errors
-    /// A Rust type that does not hold this element type, or a shard on a device.
-    pub fn as_slice<T: Element>(&self) -> Result<&[T]> {
-        if !T::holds(self.dtype) {
-            return Err(Error::invalid("the shard has another element type")
-                .expected(self.dtype)
-                .found(std::any::type_name::<T>())
-                .hint("load with a cast, or view the bytes"));
-        }
-        let Memory::Host(buffer) = &*self.memory else {
-            return Err(Error::new(ErrorKind::Device, "the shard is not in host memory")
-                .found(self.device)
-                .hint("`to_host` copies it; `device_memory` says where it is"));
-        };
-        if buffer.is_empty() {
-            // An empty shard has no memory, and so no alignment.
-            return Ok(&[]);
-        }
-        bytemuck::try_cast_slice(buffer)
-            .map_err(|error| Error::invalid(format!("the memory cannot be viewed: {error}")))
-    }
-
-    /// The elements as an `ndarray` view, without a copy.
-    ///
-    /// # Errors
-    /// See [`as_slice`](Self::as_slice).
-    pub fn as_ndarray<T: Element>(&self) -> Result<ArrayViewD<'_, T>> {
-        let shape: Vec<usize> =
-            self.region.extent.iter().map(|&extent| usize::try_from(extent).unwrap_or(usize::MAX)).collect();
-        ArrayViewD::from_shape(shape, self.as_slice()?)
-            .map_err(|error| Error::invalid(format!("the shard's shape does not fit ndarray: {error}")))
+    /// The same without the array.
+    pub fn into_shards(self) -> Vec<Shard> {
+        self.shards
     }
 }

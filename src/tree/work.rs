@@ -10,7 +10,8 @@ use super::devices::Gpus;
 use super::job::{Count, Job, Shared, Status};
 use super::land::{Landing, StageCount, Target as Memories};
 use super::resolve::Assembled;
-use super::state::{Array, Leaf, Report, Shard, Stage, Stages, State};
+use super::shard::Shard;
+use super::state::{Array, Leaf, Report, Stage, Stages, State};
 use super::target::Target;
 use crate::dtype::CastPolicy;
 use crate::error::{Error, ErrorKind, Result};
@@ -132,6 +133,11 @@ impl Work {
         }
     }
 
+    /// Lets go of the results' memory, which is only the caller's from then on.
+    pub(super) fn release(&mut self) {
+        self.memory.clear();
+    }
+
     pub(super) fn complete(&self, leaves: impl IntoIterator<Item = usize>) {
         let priority = |leaf: usize| self.landing.plan.leaves[leaf].priority;
         let arrays: Vec<(u32, Array)> = leaves.into_iter().map(|leaf| (priority(leaf), self.array(leaf))).collect();
@@ -234,11 +240,11 @@ fn targets(plan: &Plan, memory: &[Memory], gpus: &Gpus) -> Result<Vec<Memories>>
         }
         (Memory::Device(memory), Some(ordinal)) => {
             let gpu = gpus.of(ordinal)?;
-            if memory.is_foreign() && !memory.is_empty() && !followed.contains(&(ordinal, memory.stream())) {
+            if let Some(stream) = memory.stream_to_follow().filter(|stream| !followed.contains(&(ordinal, *stream))) {
                 #[allow(unsafe_code)]
                 // SAFETY: who made the memory's description promises a live stream, and this is the thread that called.
-                unsafe { gpu.follow(memory.stream()) }?;
-                followed.push((ordinal, memory.stream()));
+                unsafe { gpu.follow(stream) }?;
+                followed.push((ordinal, stream));
             }
             Ok(Memories::Device(Arc::clone(gpu), memory.span()))
         }

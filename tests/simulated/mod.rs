@@ -1,14 +1,22 @@
-//! The simulated driver (`tests/fakecuda`) as the tests use it: one machine at a time.
+//! The driver that the tests load: the simulated one (`tests/fakecuda`), one machine at a time, or the machine's own.
 
 #![allow(unsafe_code, dead_code, unreachable_pub, reason = "every test binary uses its own part of this module")]
 
+pub mod loads;
+
 use std::ffi::{CString, c_char};
 use std::path::PathBuf;
+use std::process::Command;
 use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 
 use libloading::{Library, Symbol};
 
-use crate::support::{SKIP_KERNELS_VARIABLE, is_set, kernels_of_the_host, skipped};
+use touchdown::Device;
+
+use crate::support::{SKIP_KERNELS_VARIABLE, is_set, kernels_of_the_host, pack, skipped};
+
+/// Set where tests are to use the machine's own driver and devices. Those that need the simulator are skipped then.
+const REAL_VARIABLE: &str = "TOUCHDOWN_TEST_GPU";
 
 /// What is simulated.
 #[derive(Clone, Copy, Debug)]
@@ -35,6 +43,91 @@ pub struct Files {
     pub kernels: PathBuf,
 }
 
+/// What a program that a test starts is told, so that it finds devices.
+#[derive(Clone, Copy, Debug)]
+pub enum Driver {
+    Simulated(&'static Files),
+    Real,
+}
+
+impl Driver {
+    /// `None` (and a printed line) if the caller is to be skipped.
+    pub fn find(test: &str) -> Option<Self> {
+        if real_devices().is_some() { Some(Self::Real) } else { files(test).map(Self::Simulated) }
+    }
+
+    /// The variables by which the program finds eight devices, or the machine's own.
+    pub fn tell(self, command: &mut Command, delay_us: u64, seed: u64) {
+        if let Self::Simulated(files) = self {
+            command.env("TOUCHDOWN_LIBCUDA", &files.driver).env("FAKECUDA_KERNELS", &files.kernels);
+            command.env("FAKECUDA_DEVICES", "8").env("FAKECUDA_SEED", seed.to_string());
+            command.env("FAKECUDA_DELAY_US", delay_us.to_string());
+        }
+    }
+}
+
+/// How many devices the machine's own driver has, if the tests are to use that.
+pub fn real_devices() -> Option<u32> {
+    is_set(REAL_VARIABLE).then(|| {
+        let found = touchdown::place::probe_cuda();
+        assert!(found.count() > 0, "{REAL_VARIABLE} is set, but: {found}");
+        found.count() as u32
+    })
+}
+
+/// So many devices; where a machine has fewer GPUs, they are logical ones.
+pub fn gpus(count: u32) -> Vec<Device> {
+    (0..count).map(|number| device(number, None)).collect()
+}
+
+/// So many logical devices on one GPU.
+pub fn logical(ordinal: u32, count: u32) -> Vec<Device> {
+    (0..count).map(|logical| device(ordinal, Some(logical))).collect()
+}
+
+fn device(number: u32, logical: Option<u32>) -> Device {
+    match real_devices() {
+        // Every device that the tests speak of is another one here, too.
+        Some(real) if real < 8 => {
+            let place = (number / real) * 16 + logical.map_or(0, |logical| logical + 1);
+            Device::Cuda { ordinal: number % real, logical: Some(place) }
+        }
+        _ => Device::Cuda { ordinal: number, logical },
+    }
+}
+
+/// What a test of loads runs on: the simulator or the machine's own devices.
+#[derive(Debug)]
+pub enum Bed {
+    Simulated(Simulator),
+    Real,
+}
+
+impl Bed {
+    /// `None` (and a printed line) if the caller is to be skipped.
+    pub fn start(test: &str, machine: Machine) -> Option<Self> {
+        match real_devices() {
+            Some(_) => Some(Self::Real),
+            None => Simulator::start(test, machine).map(Self::Simulated),
+        }
+    }
+
+    /// Another machine, of the simulated ones.
+    pub fn reset(&self, machine: Machine) {
+        if let Self::Simulated(simulator) = self {
+            simulator.reset(machine);
+        }
+    }
+
+    /// What is alive and what went wrong unnoticed, as far as this driver tells.
+    pub fn report(&self) -> String {
+        match self {
+            Self::Simulated(simulator) => simulator.report(),
+            Self::Real => String::new(),
+        }
+    }
+}
+
 /// The simulator, for one test at a time.
 #[derive(Debug)]
 pub struct Simulator {
@@ -46,6 +139,10 @@ pub struct Simulator {
 /// Where driver and kernels are; `None` (and a printed line) if the caller is to be skipped.
 pub fn files(test: &str) -> Option<&'static Files> {
     static FILES: OnceLock<Files> = OnceLock::new();
+    if is_set(REAL_VARIABLE) {
+        skipped(test, &format!("it needs the simulator, and {REAL_VARIABLE} is set"));
+        return None;
+    }
     if is_set(SKIP_KERNELS_VARIABLE) {
         skipped(test, &format!("{SKIP_KERNELS_VARIABLE} is set"));
         return None;
@@ -55,7 +152,8 @@ pub fn files(test: &str) -> Option<&'static Files> {
             panic!("{test}: {reason}; {SKIP_KERNELS_VARIABLE}=1 skips the tests that need a compiler")
         });
         // Cargo builds the simulator beside the tests, because they depend on it.
-        let beside = std::env::current_exe().expect("the test's own path").with_file_name("libfakecuda.so");
+        let beside = || std::env::current_exe().expect("the test's own path").with_file_name("libfakecuda.so");
+        let beside = pack().map_or_else(beside, |pack| pack.join("lib/libfakecuda.so"));
         assert!(beside.is_file(), "{}: cargo builds it with the tests", beside.display());
         Files { driver: beside, kernels }
     }))

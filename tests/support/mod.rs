@@ -26,6 +26,21 @@ const SKIP_VARIABLE: &str = "TOUCHDOWN_SKIP_ORBAX";
 /// Skips what needs a compiler for the kernels, for the host or for devices.
 pub const SKIP_KERNELS_VARIABLE: &str = "TOUCHDOWN_SKIP_KERNELS";
 
+/// A folder to which the test binaries were packed with what they need (`benches/gpu.py`), for a machine without the sources.
+const PACK_VARIABLE: &str = "TOUCHDOWN_TEST_PACK";
+/// A Python that has Orbax, for a machine that cannot install it.
+const PYTHON_VARIABLE: &str = "TOUCHDOWN_TEST_PYTHON";
+
+/// That folder, if the tests run from one: `tests/` as in the sources, `bin/` and `lib/` with what was built.
+pub fn pack() -> Option<PathBuf> {
+    std::env::var_os(PACK_VARIABLE).filter(|path| !path.is_empty()).map(PathBuf::from)
+}
+
+/// Where tests write.
+fn temporary() -> PathBuf {
+    pack().map_or_else(|| PathBuf::from(env!("CARGO_TARGET_TMPDIR")), |pack| pack.join("tmp"))
+}
+
 /// Prints a skip and how many there were in this test binary, past the test harness, which swallows what tests print.
 pub fn skipped(test: &str, why: &str) {
     static COUNT: AtomicUsize = AtomicUsize::new(0);
@@ -42,6 +57,9 @@ pub fn python(test: &str) -> Option<PathBuf> {
     if is_set(SKIP_VARIABLE) {
         skipped(test, &format!("{SKIP_VARIABLE} is set"));
         return None;
+    }
+    if let Some(named) = std::env::var_os(PYTHON_VARIABLE) {
+        return Some(PathBuf::from(named));
     }
     match environment("orbax", "tests/requirements.txt") {
         Ok(python) => Some(python),
@@ -75,6 +93,9 @@ pub fn compiler_python(test: &str) -> Option<PathBuf> {
 /// # Panics
 /// If the sources do not compile.
 pub fn kernels_of_the_host() -> Result<PathBuf, String> {
+    if let Some(pack) = pack() {
+        return Ok(pack.join("lib/kernels.so"));
+    }
     let library = scratch("kernels").join("kernels.so");
     let named = std::env::var_os("CXX").into_iter();
     let compilers: Vec<OsString> = named.chain(["c++", "g++", "clang++"].map(OsString::from)).collect();
@@ -134,7 +155,8 @@ impl Output {
 
 /// The binary under test, with these arguments.
 pub fn program<A: AsRef<OsStr>>(args: impl IntoIterator<Item = A>) -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_touchdown"));
+    let built = || PathBuf::from(env!("CARGO_BIN_EXE_touchdown"));
+    let mut command = Command::new(pack().map_or_else(built, |pack| pack.join("bin/touchdown")));
     command.args(args);
     command
 }
@@ -171,7 +193,7 @@ pub fn finish(mut command: Command, timeout: Duration) -> Output {
 
 /// A fresh, empty directory below `target/tmp`, named after the test so that a failure can be looked at.
 pub fn scratch(test: &str) -> PathBuf {
-    let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("{test}-{}", std::process::id()));
+    let folder = temporary().join(format!("{test}-{}", std::process::id()));
     if folder.exists() {
         fs::remove_dir_all(&folder).unwrap_or_else(|e| panic!("{}: {e}", folder.display()));
     }
@@ -211,8 +233,8 @@ pub fn number_from_environment(name: &str, default: u64) -> u64 {
     }
 }
 
-pub fn repository() -> &'static Path {
-    Path::new(env!("CARGO_MANIFEST_DIR"))
+pub fn repository() -> PathBuf {
+    pack().unwrap_or_else(|| PathBuf::from(env!("CARGO_MANIFEST_DIR")))
 }
 
 /// The environment of these pins, made if it is missing.
@@ -225,7 +247,7 @@ fn environment(kind: &str, requirements: &str) -> Result<PathBuf, String> {
     let mut hasher = DefaultHasher::new();
     pins.hash(&mut hasher);
     let name = format!("{kind}-{:016x}", hasher.finish());
-    let root = Path::new(env!("CARGO_TARGET_TMPDIR"));
+    let root = temporary();
     let (finished, partial) = (root.join(&name), root.join(format!("{name}.partial")));
     let python = finished.join("bin/python");
 

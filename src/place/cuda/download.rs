@@ -4,12 +4,12 @@
 
 use std::sync::{Arc, Mutex, PoisonError};
 
-use super::driver::{Context, DriverError, Outcome, Stream};
+use super::driver::{Context, DriverError, Event, Outcome, Stream};
 use super::lane::LockedBuffer;
 use crate::error::{Error, Result};
 use crate::limits::DOWNLOAD_BYTES;
-use crate::place::Download;
 use crate::place::parcel::Span;
+use crate::place::{DeviceEvent, Download};
 
 /// Brings memory of one device to the host.
 #[derive(Debug)]
@@ -69,6 +69,13 @@ impl Downloader {
 }
 
 impl Download for Downloader {
+    /// An event that was never recorded is reached, says the driver's manual, and so is the memory that it is asked for.
+    fn reached(&self) -> Result<DeviceEvent> {
+        let event =
+            Event::new(&self.context).map_err(|error| error.on(self.context.ordinal(), "no event can be made"))?;
+        Ok(DeviceEvent::held(event.raw(), Arc::new(event)))
+    }
+
     unsafe fn download(&self, runs: &mut dyn Iterator<Item = Span>, to: &mut [u8]) -> Result<()> {
         if to.is_empty() {
             return Ok(());

@@ -274,6 +274,21 @@ impl Current<'_> {
         unsafe { call!(self.library(), cuMemcpy2DAsync_v2(&copy, stream.handle)) }
     }
 
+    /// Copies on the device once earlier work of the stream is done.
+    ///
+    /// # Safety
+    /// 1. Both sides are valid for `len` bytes and nobody else writes them until the copy has ended.
+    pub(super) unsafe fn copy_on_device(
+        &self,
+        target: Pointer,
+        source: Pointer,
+        len: usize,
+        stream: &Stream,
+    ) -> Outcome<()> {
+        // SAFETY: the caller's promise.
+        unsafe { call!(self.library(), cuMemcpyDtoDAsync_v2(target, source, len, stream.handle)) }
+    }
+
     /// Copies from another device's memory to this one's once earlier work of the stream, one of this device, is done.
     ///
     /// # Safety
@@ -350,6 +365,12 @@ impl Current<'_> {
         unsafe { call!(self.library(), cuStreamSynchronize(stream.handle)) }
     }
 
+    /// Waits until no stream of the context has anything to do.
+    pub(super) fn drain_all(&self) -> Outcome<()> {
+        // SAFETY: it takes nothing.
+        unsafe { call!(self.library(), cuCtxSynchronize()) }
+    }
+
     /// A kernel of a module.
     pub(super) fn function(&self, module: &Module, name: &CStr) -> Outcome<Function> {
         let mut handle = ptr::null_mut();
@@ -418,6 +439,13 @@ impl Event {
         // SAFETY: it writes one handle, which `Drop` destroys.
         unsafe { call!(current.library(), cuEventCreate(&mut handle, BLOCKING_SYNC | DISABLE_TIMING)) }?;
         Ok(Self { context: Arc::clone(context), handle })
+    }
+}
+
+impl Event {
+    /// The driver's handle, as a number.
+    pub(super) fn raw(&self) -> u64 {
+        self.handle.addr() as u64
     }
 }
 

@@ -10,8 +10,9 @@ use super::driver::{Context, DeviceBuffer, Event, Function, Module, Outcome, Reg
 use super::lane::Lane;
 use crate::error::{Error, Result};
 use crate::io::{Buffer, Pin, Pinner};
+use crate::place::Download;
+use crate::place::device::Hold;
 use crate::place::parcel::{Parcel, Span};
-use crate::place::{Download, Hold};
 use crate::transform::cuda::{CUBINS, Kernel, PTX};
 
 /// A device of this process.
@@ -124,6 +125,12 @@ impl Gpu {
             .map_err(|error| error.on(self.ordinal(), "a peer of the device cannot be reached"))
     }
 
+    /// Waits until the device has done everything that it was given, on whatever stream.
+    pub(crate) fn settle(&self) -> Result<()> {
+        let waited = self.context.enter().and_then(|current| current.drain_all());
+        waited.map_err(|error| error.on(self.ordinal(), "the device does not end what it was given"))
+    }
+
     /// Orders everything that is given from now on behind what a stream of the caller has now.
     ///
     /// # Safety
@@ -142,8 +149,7 @@ impl Gpu {
 
     /// Free memory of the device, in bytes.
     pub(crate) fn free_bytes(&self) -> Result<u64> {
-        let free = self.context.enter().and_then(|current| current.free_bytes());
-        free.map_err(|error| error.on(self.ordinal(), "the device does not say how much memory is free"))
+        free_in(&self.context)
     }
 
     /// Memory of the device that workers will take at most beyond what they have, in bytes.
@@ -198,6 +204,16 @@ impl Gpu {
     pub(super) fn give_back(&self, lane: Lane) {
         self.lanes.lock().unwrap_or_else(PoisonError::into_inner).push(lane);
     }
+}
+
+/// Free memory of a device, in bytes.
+pub(in super::super) fn free_bytes(ordinal: u32) -> Result<u64> {
+    free_in(&*Context::open(ordinal)?)
+}
+
+fn free_in(context: &Context) -> Result<u64> {
+    let free = context.enter().and_then(|current| current.free_bytes());
+    free.map_err(|error| error.on(context.ordinal(), "the device does not say how much memory is free"))
 }
 
 /// The kernels in the form that the device takes: translated in advance if the build has such, else for the driver to translate.

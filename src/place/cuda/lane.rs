@@ -7,7 +7,7 @@ use super::driver::{Context, DeviceBuffer, Event, Outcome, Registration};
 use super::gpu::{Gpu, Staging};
 use crate::error::Result;
 use crate::io::Buffer;
-use crate::limits::{LAUNCH_BOXES_MAX, PACK_BYTES};
+use crate::limits::{LANE_EXTRA_BYTES, LAUNCH_BOXES_MAX, PACK_BYTES};
 use crate::transform::cuda::{Descriptor, Kernel, Tally};
 
 /// Staging memory on the device, tables for launches on both sides, and events.
@@ -43,7 +43,7 @@ impl Lane {
 
     /// What a lane takes of the device at most, in bytes.
     pub(super) fn device_bytes(staging: Staging) -> usize {
-        TABLE_BYTES + staging_bytes(staging)
+        staging_bytes(staging) + LANE_EXTRA_BYTES - STAGING_ALIGN
     }
 
     /// Staging memory, and how much of it there is.
@@ -137,5 +137,7 @@ const RESULT_BYTES: usize = LAUNCH_BOXES_MAX * size_of::<Tally>();
 pub(super) const TABLE_BYTES: usize = RESULT_BYTES
     + (LAUNCH_BOXES_MAX + Kernel::ALL.len()) * size_of::<u64>()
     + LAUNCH_BOXES_MAX * size_of::<Descriptor>();
+
+const _: () = assert!(TABLE_BYTES + STAGING_ALIGN <= LANE_EXTRA_BYTES, "what a plan says of a lane is enough");
 
 const PAGE: usize = 4096;

@@ -52,6 +52,7 @@ library! {
     cuDevicePrimaryCtxRelease_v2: fn(c_int);
     cuCtxPushCurrent_v2: fn(Handle);
     cuCtxPopCurrent_v2: fn(*mut Handle);
+    cuCtxSynchronize: fn();
     cuCtxEnablePeerAccess: fn(Handle, c_uint);
     cuMemGetInfo_v2: fn(*mut usize, *mut usize);
     cuMemAlloc_v2: fn(*mut Pointer, usize);
@@ -60,6 +61,7 @@ library! {
     cuMemHostUnregister: fn(*mut c_void);
     cuMemcpyHtoDAsync_v2: fn(Pointer, *const c_void, usize, Handle);
     cuMemcpyDtoHAsync_v2: fn(*mut c_void, Pointer, usize, Handle);
+    cuMemcpyDtoDAsync_v2: fn(Pointer, Pointer, usize, Handle);
     cuMemcpy2DAsync_v2: fn(*const Copy2D, Handle);
     cuMemcpyPeerAsync: fn(Pointer, Handle, Pointer, Handle, usize, Handle);
     cuStreamCreate: fn(*mut Handle, c_uint);

@@ -10,7 +10,7 @@
 //!  library.rs   the entry points, found and checked        driver.rs    owned objects and calls over them
 //!  gpu.rs       a device: streams, kernels, lanes          lane.rs      what one worker uses of a device
 //!  delivery.rs  parcels to copies and launches             results.rs   memory of shards, in slabs
-//!                                                          download.rs  shards back to the host
+//!  measure.rs   how fast it is                             download.rs  shards back to the host
 //! ```
 //!
 //! There is one copy stream and one kernel stream a device. A worker that has parcels takes a *lane* (staging memory, tables,
@@ -25,8 +25,11 @@ mod driver;
 mod gpu;
 mod lane;
 mod library;
+mod measure;
 mod results;
 
 pub(crate) use delivery::Delivery;
+pub(super) use gpu::free_bytes;
 pub(crate) use gpu::{Gpu, Staging};
 pub(super) use library::probe;
+pub(crate) use measure::Gauge;

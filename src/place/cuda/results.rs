@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use super::Gpu;
 use crate::error::{Error, ErrorKind, Result};
-use crate::limits::{DEVICE_SLAB_BYTES, DEVICE_SLAB_SHARD_BYTES_MAX};
+use crate::limits::{DEVICE_ALIGN, DEVICE_SLAB_BYTES, DEVICE_SLAB_SHARD_BYTES_MAX};
 use crate::place::{DeviceMemory, ShardSpec};
 
 impl Gpu {
@@ -49,7 +49,11 @@ impl Gpu {
         Ok(memory)
     }
 
-    fn expect_room(&self, shards: &[&ShardSpec]) -> Result<()> {
+    /// Whether the device has memory for shards, and for what workers stage in.
+    ///
+    /// # Errors
+    /// Too little, with what each leaf needs.
+    pub(crate) fn expect_room(&self, shards: &[&ShardSpec]) -> Result<()> {
         let results: u64 = shards.iter().map(|shard| aligned(shard.bytes)).sum();
         let staging = self.lane_bytes_missing();
         let free = self.free_bytes()?;
@@ -71,9 +75,7 @@ impl Gpu {
     }
 }
 
-/// What memory of a shard takes in a slab: the driver's own alignment.
+/// What memory of a shard takes in a slab.
 fn aligned(bytes: u64) -> u64 {
     bytes.next_multiple_of(DEVICE_ALIGN)
 }
-
-const DEVICE_ALIGN: u64 = 256;

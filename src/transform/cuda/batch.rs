@@ -6,7 +6,8 @@
 //! one element everywhere              fill        words of as many elements as fit 16 bytes and the alignment
 //! stored bytes are the wanted ones    transpose   if another dimension is contiguous in the source than in the target
 //!                                     copy        words as large as addresses, strides and runs allow
-//! f32, f16, bf16 to each other        cast        if runs and strides are whole vectors of 8 elements, aligned
+//! f32, f16, bf16 to each other,       cast        if runs and strides are whole vectors of 8 elements, aligned
+//! fp8 to f32 and bf16 and back
 //! anything else                       place
 //! ```
 //!
@@ -47,7 +48,7 @@ pub struct Placement<'a> {
 pub enum Kernel {
     /// Any types, strides and alignment.
     Place,
-    /// Floats of 2 and 4 bytes to each other, contiguous and aligned.
+    /// Floats of 4, 2 and 1 bytes to each other, contiguous and aligned.
     Cast,
     /// Bytes as they are.
     Copy,
@@ -363,16 +364,16 @@ impl Part {
         (dims, word as u64)
     }
 
-    /// Floats of 2 and 4 bytes to each other, if the box is one of whole vectors, or a run whose middle is.
+    /// Floats to each other, if the kernel has the pair and the box is one of whole vectors, or a run whose middle is.
     fn cast(&self) -> Option<Vec<(Kernel, Descriptor)>> {
-        const FLOATS: [DType; 3] = [DType::Float32, DType::Float16, DType::BFloat16];
         let Convert { from, to, swap, .. } = self.convert;
-        if from == to || swap || !FLOATS.contains(&from) || !FLOATS.contains(&to) {
+        if swap || !has_vectors(from, to) {
             return None;
         }
+        let align = |dtype: DType| (dtype.size() * CAST_LANES).min(16) as u64;
         let parts = self.split(|part| {
             let (last, outer) = part.dims.split_last()?;
-            let aligned = part.source.is_multiple_of(16) && part.target.is_multiple_of(16);
+            let aligned = part.source.is_multiple_of(align(from)) && part.target.is_multiple_of(align(to));
             let whole = |elements: usize| elements.is_multiple_of(CAST_LANES);
             let fits = aligned && last.source == 1 && last.target == 1 && whole(last.extent);
             (fits && outer.iter().all(|dim| whole(dim.source) && whole(dim.target))).then_some(16)
@@ -424,6 +425,17 @@ impl Part {
         edge(0, head);
         edge(head + length, extent - head - length);
         parts
+    }
+}
+
+/// Whether `touchdown_cast` has a pair of types.
+fn has_vectors(from: DType, to: DType) -> bool {
+    use DType::{BFloat16, Float8E4M3FN, Float8E5M2, Float16, Float32};
+    let (large, small) = if from.size() >= to.size() { (from, to) } else { (to, from) };
+    match small {
+        Float16 | BFloat16 => from != to && matches!(large, Float32 | Float16 | BFloat16),
+        Float8E4M3FN | Float8E5M2 => matches!(large, Float32 | BFloat16),
+        _ => false,
     }
 }
 

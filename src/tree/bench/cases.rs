@@ -37,6 +37,8 @@ impl Case {
         let mesh = Mesh::line(devices.iter().copied())?;
         let case = |name, rows: Vec<Row>| {
             let target = checkpoint.target().rows(rows, Missing::Error).otherwise(Otherwise::Replicate);
+            // What is not divided goes to all GPUs; processors share it anyway.
+            let target = if devices.iter().all(|device| device.gpu().is_some()) { target.on(&mesh) } else { target };
             Self { name, target: target.shard_as_saved(devices) }
         };
         let of = |array: &Stored<'_>| Row { path: array.path.clone(), ..Row::default() };

@@ -9,12 +9,13 @@ use std::time::{Duration, Instant};
 use rayon::iter::{IntoParallelRefIterator, ParallelIterator};
 use rayon::{ThreadPool, ThreadPoolBuilder};
 
+use super::devices::Gauges;
 use super::{Clock, Measured, Sample};
 use crate::decode;
 use crate::error::{Error, ErrorKind, Result};
 use crate::io::{Buffer, OpenFile, Root, read_error};
 use crate::limits::READER_THREADS_DEFAULT;
-use crate::plan::{Plan, Source, Unit};
+use crate::plan::{Device, Plan, Source, Unit};
 use crate::tree::Checkpoint;
 use crate::tree::land::inner_chunk;
 use crate::tree::state::Report;
@@ -289,7 +290,7 @@ impl Machine {
     }
 
     /// The slowest stage that a load cannot avoid, and how long it takes by itself.
-    pub(super) fn limit(&self, report: &Report) -> (&'static str, Duration) {
+    pub(super) fn limit(&self, report: &Report, gauges: &Gauges<'_>) -> (&'static str, Duration) {
         let rate = |samples: &Vec<Sample>| Measured { name: "", samples: samples.clone() }.rate();
         let time = |bytes: u64, rate: f64| Duration::from_secs_f64(if rate > 0.0 { bytes as f64 / rate } else { 0.0 });
         let read = time(report.bytes_read, rate(&self.read).max(rate(&self.direct)));
@@ -301,8 +302,15 @@ impl Machine {
                 (alone / u32::try_from(self.workers).unwrap_or(1)).max(self.largest.min(alone))
             }
         };
-        let write = time(report.bytes_logical, rate(&self.fill));
-        [("read", read), ("decode", decode), ("write", write)]
+        let on_gpus = |(device, bytes): &(Device, u64)| device.gpu().map_or(0, |_| *bytes);
+        let held: u64 = report.devices.iter().map(|(_, bytes)| bytes).sum();
+        let on_gpus: u64 = report.devices.iter().map(on_gpus).sum();
+        // What is on devices is not written to host memory. Replicas cross the bus once, and casts on whichever side is smaller.
+        let host_share = 1.0 - on_gpus as f64 / held.max(1) as f64;
+        let write = time(report.bytes_logical, rate(&self.fill)).mul_f64(host_share);
+        let crossing = report.bytes_logical.min(report.bytes_decoded);
+        let upload = gauges.upload_time(crossing).mul_f64(1.0 - host_share);
+        [("read", read), ("decode", decode), ("write", write), ("upload", upload)]
             .into_iter()
             .max_by_key(|(_, time)| *time)
             .unwrap_or_default()

@@ -1,23 +1,26 @@
 //! How fast a checkpoint loads on this machine, and how fast it could: both measured in one run, on the same bytes, in turns.
 //!
 //! ```text
-//!   round 1   read, decode on one core, decode on all, fill, copy │ load as stored, resharded, columns, cast, one array
+//!   round 1   read, decode on one core, decode on all, fill, copy, devices │ load as stored, resharded, columns, cast, one array
 //!   round 2   ..
-//!             what the machine can do with these files (limits.rs)    what loads take (cases.rs)
+//!             what the machine can do with these files (limits.rs, devices.rs)  what loads take (cases.rs)
 //! ```
 //!
 //! The **limit** of a load is the slowest stage that it cannot avoid: reading the bytes that it reads at the rate at which plain
-//! reads come, decoding them on all cores (but no faster than the largest unit on one), or writing its results into fresh
-//! memory. Stages overlap at best, so a load that takes as long as the slowest one is at its limit.
+//! reads come, decoding them on all cores (but no faster than the largest unit on one), writing its results into fresh
+//! memory, or copying them to devices at the rate of plain copies from locked memory. Stages overlap at best, so a load that takes as long as the slowest one is at its limit.
 
 mod cases;
+mod devices;
 mod limits;
 
 use std::time::{Duration, Instant};
 
 use self::cases::Case;
+use self::devices::Gauges;
 use self::limits::Machine;
 use super::checkpoint::Checkpoint;
+use super::devices::DeviceStartup;
 use super::engine::{Engine, EngineOptions};
 use super::state::Report;
 use crate::error::{Error, Result};
@@ -49,7 +52,7 @@ pub struct Sample {
 }
 
 /// All rounds of one measurement.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub struct Measured {
     /// What was measured.
     pub name: &'static str,
@@ -70,6 +73,20 @@ pub struct MeasuredLoad {
     pub limited_by: &'static str,
 }
 
+/// What one GPU does by itself, as its driver moves bytes.
+#[derive(Clone, Debug)]
+pub struct MeasuredDevice {
+    /// Its ordinal.
+    pub ordinal: u32,
+    /// Bytes of the memory that was copied, from as much to as much.
+    pub bytes: usize,
+    /// Bytes a second of the driver's own copy on the device, read and written ones.
+    pub copy_rate: f64,
+    /// Copies from locked host memory; the driver's own copy on the device; kernels. The latter by the bytes that they read and
+    /// write. Processor time is not measured.
+    pub measured: Vec<Measured>,
+}
+
 /// What a run found.
 #[derive(Clone, Debug)]
 pub struct Bench {
@@ -77,6 +94,8 @@ pub struct Bench {
     pub machine: Vec<Measured>,
     /// The longest that one unit took to decode.
     pub largest_unit: Duration,
+    /// The GPUs among the devices.
+    pub devices: Vec<MeasuredDevice>,
     /// Loads.
     pub loads: Vec<MeasuredLoad>,
     /// Workers of the engine.
@@ -85,6 +104,8 @@ pub struct Bench {
     pub cold: bool,
     /// Starting the engine, which no load includes.
     pub startup: Duration,
+    /// Starting devices, which no load includes either.
+    pub device_startup: DeviceStartup,
 }
 
 impl Measured {
@@ -124,10 +145,13 @@ pub fn bench(checkpoint: &Checkpoint, options: &BenchOptions) -> Result<Bench> {
     };
     let plan = checkpoint.plan_within(&whole.target, engine.limits())?;
     let mut machine = Machine::new(checkpoint, &plan, engine.options().workers(), options.cold)?;
+    let gpus = engine.start_devices(&plan)?;
+    let mut gauges = Gauges::new(&gpus, plan.bytes_logical())?;
     let mut loads: Vec<(Vec<Sample>, Report)> = cases.iter().map(|_| (Vec::new(), Report::default())).collect();
     for round in 0..=options.rounds {
         tracing::info!(round, "measuring");
         machine.round(round > 0)?;
+        gauges.round(round > 0)?;
         for (case, (samples, last)) in cases.iter().zip(&mut loads) {
             machine.prepare()?;
             let clock = Clock::start();
@@ -140,13 +164,14 @@ pub fn bench(checkpoint: &Checkpoint, options: &BenchOptions) -> Result<Bench> {
         }
     }
     let loads = cases.into_iter().zip(loads).map(|(case, (samples, report))| {
-        let (limited_by, limit) = machine.limit(&report);
+        let (limited_by, limit) = machine.limit(&report, &gauges);
         MeasuredLoad { measured: Measured { name: case.name, samples }, report, limit, limited_by }
     });
     let loads = loads.collect();
     let (startup, workers) = (engine.startup(), engine.options().workers());
     let (largest_unit, cold) = (machine.largest_unit(), options.cold);
-    Ok(Bench { machine: machine.measured(), largest_unit, loads, workers, cold, startup })
+    let (devices, device_startup) = (gauges.measured(), engine.device_startup());
+    Ok(Bench { machine: machine.measured(), largest_unit, devices, loads, workers, cold, startup, device_startup })
 }
 
 /// Time on the wall and of the processor.

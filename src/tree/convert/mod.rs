@@ -205,7 +205,7 @@ impl<'a> Conversion<'a> {
                 let [shard] = array.shards() else {
                     return Err(Error::bug("a piece came in several shards").at("leaf", path));
                 };
-                loaded.push(shard.shared_bytes());
+                loaded.push(shard.to_host()?);
             }
         }
         let mut loaded = loaded.into_iter();

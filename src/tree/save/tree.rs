@@ -422,7 +422,7 @@ impl From<&Shard> for NewPart {
         let download = shard.download.as_ref();
         let device =
             download.map(|download| DevicePart { memory: Arc::clone(&shard.memory), download: Arc::clone(download) });
-        Self { region: shard.region.clone(), data: shard.shared_bytes(), device }
+        Self { region: shard.region.clone(), data: shard.host_bytes().unwrap_or_default(), device }
     }
 }
 

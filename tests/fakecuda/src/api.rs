@@ -79,6 +79,7 @@ entries! {
             11 => c_int::MAX, // largest pitch of a copy
             75 => COMPUTE_CAPABILITY.0,
             76 => COMPUTE_CAPABILITY.1,
+            115 => 1, // pools of memory
             _ => return Err(code::INVALID_VALUE),
         })
     }
@@ -115,6 +116,27 @@ entries! {
     fn cuCtxPopCurrent_v2(context: *mut usize) {
         let popped = CURRENT.with_borrow_mut(Vec::pop).ok_or(code::INVALID_CONTEXT)?;
         give(context, popped)
+    }
+
+    fn cuCtxGetCurrent(context: *mut usize) {
+        state()?;
+        give(context, CURRENT.with_borrow(|stack| stack.last().copied()).unwrap_or(0))
+    }
+
+    fn cuCtxSetCurrent(context: usize) {
+        if context != 0 {
+            state()?.device_of(context)?;
+        }
+        CURRENT.with_borrow_mut(|stack| {
+            stack.pop();
+            stack.extend((context != 0).then_some(context));
+        });
+        Ok(())
+    }
+
+    fn cuCtxSynchronize() {
+        let state = state()?;
+        state.synchronize(state.device()?)
     }
 
     fn cuCtxEnablePeerAccess(peer: usize, flags: c_uint) {
@@ -214,6 +236,23 @@ entries! {
         let target = copy.target_device as usize + copy.target_y * copy.target_pitch + copy.target_x;
         let rows = (0..height).map(|row| (target + row * copy.target_pitch, row * copy.source_pitch)).collect();
         upload(&state, &stream, source, rows, width, (height - 1) * copy.source_pitch + width)
+    }
+
+    fn cuMemcpyDtoDAsync_v2(target: u64, source: u64, len: usize, stream: usize) {
+        let state = state()?;
+        let stream = state.stream(stream)?;
+        let (owner, device) = (Arc::clone(&state), stream.device);
+        stream.push(move || {
+            let memory = locked(&owner.memory);
+            let ends = [target as usize, source as usize];
+            if len > 0 && ends.iter().any(|address| memory.device_of(*address, len) != Some(device)) {
+                return Err(illegal(&owner, "a copy on a device"));
+            }
+            // SAFETY: both ranges lie in live allocations, which the lock keeps.
+            unsafe { std::ptr::copy(source as *const u8, target as *mut u8, len) };
+            Ok(())
+        });
+        Ok(())
     }
 
     fn cuMemcpyPeerAsync(target: u64, to: usize, source: u64, from: usize, len: usize, stream: usize) {
@@ -376,6 +415,8 @@ entries! {
     }
 
     fn cuGetErrorName(error: Code, text: *mut *const c_char) { give(text, code::name(error).as_ptr()) }
+
+    fn cuGetErrorString(error: Code, text: *mut *const c_char) { give(text, code::name(error).as_ptr()) }
 }
 
 /// What `cuMemcpy2DAsync_v2` is given.

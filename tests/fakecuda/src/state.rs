@@ -150,7 +150,8 @@ impl State {
     }
 
     pub(crate) fn stream(&self, handle: usize) -> Result<Arc<Stream>, Code> {
-        if handle == 0 {
+        // The default stream, and its special handles.
+        if handle <= 2 {
             return Ok(Arc::clone(&self.defaults[self.device()?]));
         }
         locked(&self.objects).streams.get(&handle).cloned().ok_or(code::INVALID_HANDLE)

@@ -12,7 +12,7 @@ fn moved(kernel: Kernel, box_: &Descriptor) -> BTreeMap<u64, u64> {
     let rank = box_.rank as usize;
     let aligned = |address: u64, unit: u16| match kernel {
         Kernel::Copy => assert!(address.is_multiple_of(unit.into()), "{address:#x}: {box_:?}"),
-        Kernel::Cast => assert!(address.is_multiple_of(16), "{address:#x}: {box_:?}"),
+        Kernel::Cast => assert!(address.is_multiple_of(u64::from(unit).min(16)), "{address:#x}: {box_:?}"),
         _ => {}
     };
     let mut bytes = BTreeMap::new();
@@ -114,7 +114,7 @@ fn the_fastest_kernel_is_chosen() {
     let rows = |from, to| op(&[32, 64], &[0, 1], (64, 0), from, to);
     let turned = |dtype| op(&[32, 64], &[1, 0], (0, 0), dtype, dtype);
     let choose = |op: &Op, source, target| kernels(&lower(&[placement(op, source, target)]).unwrap());
-    use DType::{BFloat16, Bool, Complex128, Float32, Int8};
+    use DType::{BFloat16, Bool, Complex128, Float8E4M3FN, Float8E5M2, Float16, Float32, Int8};
     assert_eq!(choose(&rows(Float32, Float32), 0, 0), [Kernel::Copy]);
     assert_eq!(choose(&rows(Bool, Bool), 0, 0), [Kernel::Place]);
     assert_eq!(choose(&turned(Float32), 4, 4), [Kernel::Transpose]);
@@ -122,6 +122,11 @@ fn the_fastest_kernel_is_chosen() {
     assert_eq!(choose(&rows(Float32, BFloat16), 0, 0), [Kernel::Cast]);
     assert_eq!(choose(&rows(Float32, BFloat16), 8, 0), [Kernel::Place]);
     assert_eq!(choose(&rows(Float32, Int8), 0, 0), [Kernel::Place]);
+    assert_eq!(choose(&rows(Float32, Float8E4M3FN), 0, 8), [Kernel::Cast]);
+    assert_eq!(choose(&rows(Float8E5M2, BFloat16), 8, 16), [Kernel::Cast]);
+    assert_eq!(choose(&rows(Float8E5M2, BFloat16), 4, 16), [Kernel::Place]);
+    assert_eq!(choose(&rows(Float8E5M2, Float8E4M3FN), 0, 0), [Kernel::Place]);
+    assert_eq!(choose(&rows(Float16, Float8E4M3FN), 0, 0), [Kernel::Place]);
     let run = op(&[1000], &[0], (0, 0), Float32, BFloat16);
     assert_eq!(choose(&run, 8, 4), [Kernel::Place, Kernel::Cast]);
     assert_eq!(choose(&run, 8, 2), [Kernel::Place]);

@@ -10,7 +10,7 @@
 
 use std::io::Write;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use touchdown::io::{Completion, Io, PreadReader, ReadAt, Reader, ReaderWaker, Ticket};
@@ -116,6 +116,58 @@ fn cold_files_are_read_past_the_cache_and_land_the_same() {
         let _ = writeln!(std::io::stderr(), "skipped: nothing was read past the cache: {why}");
     }
     println!("{read_directly} loads past the cache");
+}
+
+/// Counts the reads in flight, and gives none back before all that the engine wants to have in flight are: a slow disk.
+struct Slow {
+    inner: PreadReader,
+    /// In flight whenever the engine waits.
+    seen: Arc<Mutex<Vec<usize>>>,
+    in_flight: usize,
+}
+
+impl Reader for Slow {
+    fn submit(&mut self, ticket: Ticket, read: ReadAt) {
+        self.in_flight += 1;
+        self.inner.submit(ticket, read);
+    }
+    fn next(&mut self, deadline: Option<Instant>) -> Option<Completion> {
+        // So long that the workers are done with all that came before.
+        std::thread::sleep(Duration::from_millis(2));
+        self.seen.lock().unwrap().push(self.in_flight);
+        let completion = self.inner.next(deadline);
+        self.in_flight -= usize::from(completion.is_some());
+        completion
+    }
+    fn depth(&self) -> usize {
+        12
+    }
+    fn waker(&self) -> Arc<dyn ReaderWaker> {
+        self.inner.waker()
+    }
+    fn name(&self) -> &'static str {
+        "slow"
+    }
+}
+
+#[test]
+fn reads_in_flight_grow_while_workers_starve() {
+    let home = tempfile::tempdir().unwrap();
+    let mut tree = Tree::new();
+    for index in 0..40 {
+        tree.push(format!("a{index}").as_str(), NewArray::new(&[700_000], touchdown::DType::UInt8, noise(700_000)));
+    }
+    let leaf = LeafOptions { compression: Some(Compression::None), ..LeafOptions::default() };
+    touchdown::save(home.path().join("c"), &tree, &SaveOptions { leaf, ..SaveOptions::default() }).unwrap();
+    let checkpoint = touchdown::open(home.path().join("c")).unwrap();
+    let seen: Arc<Mutex<Vec<usize>>> = Arc::default();
+    let reader = Slow { inner: PreadReader::new(2).unwrap(), seen: Arc::clone(&seen), in_flight: 0 };
+    let options = EngineOptions { threads: 2, merge_gap_bytes: 0, ..EngineOptions::default() };
+    let engine = Engine::with_reader(options, Box::new(reader)).unwrap();
+    engine.load(&checkpoint, &checkpoint.target()).unwrap().wait().unwrap();
+    let seen = seen.lock().unwrap();
+    let most = seen.iter().max();
+    assert!(seen[0] == 4 && most > Some(&6) && most <= Some(&12), "{seen:?}");
 }
 
 /// Swallows reads of one range, as a dead disk would.

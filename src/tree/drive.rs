@@ -44,6 +44,7 @@ pub(super) fn run(
         tasks: 0,
         next_batch: 0,
         reads: HashMap::new(),
+        depth: reads_at_first(&work),
         streams: HashMap::new(),
         files: HashMap::new(),
         read: Stage::default(),
@@ -93,6 +94,8 @@ struct Drive<'a> {
     next_batch: usize,
     /// Reads in flight.
     reads: HashMap<Ticket, InFlight>,
+    /// How many there may be by now.
+    depth: usize,
     /// Units larger than a slot, by batch.
     streams: HashMap<usize, Flow>,
     files: HashMap<u32, Arc<OpenFile>>,
@@ -226,13 +229,18 @@ impl Drive<'_> {
             || self.closing.load(Ordering::Acquire)
     }
 
-    /// Starts batches as memory and the reader's depth allow. Returns whether memory was what stopped it.
+    /// Lets more reads be in flight if a worker has nothing to do while this one arrives. So there come to be as many as the
+    /// storage's bandwidth times its latency asks for, and no more: slots that were just used are still in the caches.
+    fn deepen(&mut self) {
+        let starving = self.tasks < self.work.limits.workers as usize && self.reads.len() >= self.depth;
+        self.depth = (self.depth + usize::from(starving)).min(self.reader.depth());
+    }
+
+    /// Starts batches as memory and the depth allow. Returns whether memory was what stopped it.
     fn admit(&mut self) -> bool {
         let plan = &self.work.landing.plan;
         while !self.stopping() && self.next_batch < plan.batches.len() {
-            if self.reads.len() >= self.reader.depth()
-                || self.tasks >= TASKS_PER_WORKER * self.work.limits.workers as usize
-            {
+            if self.reads.len() >= self.depth || self.tasks >= TASKS_PER_WORKER * self.work.limits.workers as usize {
                 return false;
             }
             let number = self.next_batch;
@@ -320,6 +328,7 @@ impl Drive<'_> {
     fn completed(&mut self, completion: Completion) {
         let Completion { ticket, read, result, busy } = completion;
         self.read.busy += busy;
+        self.deepen();
         // A read of a load that was given up comes back to nobody.
         let Some(InFlight { reading, .. }) = self.reads.remove(&ticket) else { return };
         self.work.status.count.bytes_read.fetch_add(read.len as u64, Ordering::Relaxed);
@@ -489,6 +498,11 @@ impl Drive<'_> {
             self.streams.clear();
         }
     }
+}
+
+/// Reads in flight when a load starts: what every worker decodes next, and a little more.
+fn reads_at_first(work: &Work) -> usize {
+    work.limits.workers as usize + 2
 }
 
 /// No ticket is used twice, so that a read which comes back after its load was given up is taken for none of another load.

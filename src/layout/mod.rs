@@ -97,6 +97,8 @@ pub struct Description {
     pub steps: Vec<Step>,
     /// The step that was chosen.
     pub step: Option<Step>,
+    /// The other whole steps that might have been chosen, the best of them first. None where it was chosen by its number.
+    pub alternatives: Vec<Step>,
     /// The steps that were passed over for it because they are not whole: those after the latest one that is; by a metric all of
     /// them. None where the step was chosen by its number.
     pub passed_over: Vec<Step>,

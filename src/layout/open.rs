@@ -109,6 +109,7 @@ fn of_safetensors(source: Source) -> Description {
         items: vec![Item { name: String::new(), kind: ItemKind::Tree, dir: RelPath::root() }],
         steps: Vec::new(),
         step: None,
+        alternatives: Vec::new(),
         passed_over: Vec::new(),
         custom_metadata: None,
         init_ns: None,
@@ -129,6 +130,8 @@ async fn of_steps(
         }
     }
     let chosen = steps::choose(ask, &found, &options.step, options.force).await?;
+    let Some((chosen, others)) = chosen.split_first() else { return Err(Error::bug("a step was chosen, but none")) };
+    let alternatives = others.iter().map(|found| found.step.clone()).collect();
     let (step, mut holds) = (chosen.step.clone(), chosen.holds.clone());
     if holds == Holds::Nothing {
         // A forced step with a temporary name was not looked into.
@@ -146,6 +149,7 @@ async fn of_steps(
     }
     description.steps = found.into_iter().map(|found| found.step).collect();
     description.passed_over = passed_over(&description.steps, &step, &options.step);
+    description.alternatives = alternatives;
     description.step = Some(step);
     Ok(description)
 }
@@ -232,6 +236,7 @@ impl Own {
             items,
             steps: Vec::new(),
             step: None,
+            alternatives: Vec::new(),
             passed_over: Vec::new(),
             custom_metadata: self.metadata.custom_metadata,
             init_ns: self.metadata.init_ns,

@@ -1,5 +1,7 @@
 //! Step roots: which steps there are, which are whole, and which one is meant.
 
+use std::cmp::Ordering;
+
 use bytes::Bytes;
 
 use super::batch::{files_or_reasons, has_dir, has_file};
@@ -298,8 +300,13 @@ fn missing_arrays(survey: &Survey<'_>, dir: &RelPath, path: &RelPath, file: &Byt
     Some(format!("{dir} has no directory for the array `{name}`"))
 }
 
-/// Which of the steps is meant.
-pub(super) async fn choose<'a>(ask: &Asker, steps: &'a [Found], choice: &StepChoice, force: bool) -> Result<&'a Found> {
+/// Which of the steps is meant; after it those that would be if it were not there, the best first.
+pub(super) async fn choose<'a>(
+    ask: &Asker,
+    steps: &'a [Found],
+    choice: &StepChoice,
+    force: bool,
+) -> Result<Vec<&'a Found>> {
     let whole = || steps.iter().filter(|found| found.step.state == StepState::Whole);
     match choice {
         StepChoice::Number(number) => {
@@ -314,32 +321,30 @@ pub(super) async fn choose<'a>(ask: &Asker, steps: &'a [Found], choice: &StepCho
                             .at("step", &found.step.dir)
                             .hint("choose another step, or open it as it is with --force"))
                     }
-                    _ => Ok(found),
+                    _ => Ok(vec![found]),
                 },
             }
         }
-        StepChoice::Unstated | StepChoice::Latest => match whole().next_back() {
-            Some(found) => Ok(found),
-            None => match steps.last() {
-                Some(found) if force => Ok(found),
-                _ => Err(none_whole(steps)),
-            },
+        StepChoice::Unstated | StepChoice::Latest => match (whole().rev().collect::<Vec<_>>(), steps.last()) {
+            (whole, _) if !whole.is_empty() => Ok(whole),
+            (_, Some(found)) if force => Ok(vec![found]),
+            _ => Err(none_whole(steps)),
         },
         StepChoice::Best { metric, smallest } => {
             let whole: Vec<&Found> = whole().collect();
             if whole.is_empty() {
                 return Err(none_whole(steps));
             }
-            best(ask, &whole, metric, *smallest).await
+            ranked(ask, &whole, metric, *smallest).await
         }
     }
 }
 
-/// The step with the best metric; of equals the latest.
-async fn best<'a>(ask: &Asker, whole: &[&'a Found], metric: &str, smallest: bool) -> Result<&'a Found> {
+/// The steps that have a metric, the best first; of equals the latest.
+async fn ranked<'a>(ask: &Asker, whole: &[&'a Found], metric: &str, smallest: bool) -> Result<Vec<&'a Found>> {
     let paths = whole.iter().map(|found| metrics_file(&found.step.dir)).collect::<Result<Vec<_>>>()?;
     let needs = paths.into_iter().map(|path| Need::File { path, max: METRICS_BYTES_MAX }).collect();
-    let mut best: Option<(f64, &Found)> = None;
+    let mut ranked: Vec<(f64, &Found)> = Vec::new();
     let mut names: Vec<String> = Vec::new();
     for (found, answer) in whole.iter().zip(files_or_reasons(ask, needs).await?) {
         // Metrics that cannot be read are none.
@@ -349,17 +354,20 @@ async fn best<'a>(ask: &Asker, whole: &[&'a Found], metric: &str, smallest: bool
             names.extend(metrics.as_object().into_iter().flat_map(|metrics| metrics.keys().cloned()));
             continue;
         };
-        let signed = if smallest { -value } else { value };
-        if !value.is_nan() && best.is_none_or(|(so_far, _)| signed >= so_far) {
-            best = Some((signed, found));
+        if !value.is_nan() {
+            ranked.push((if smallest { -value } else { value }, found));
         }
     }
-    best.map(|(_, found)| found).ok_or_else(|| {
+    if ranked.is_empty() {
         names.sort();
         names.dedup();
         let found = if names.is_empty() { "no metrics".to_owned() } else { names.join(", ") };
-        Error::invalid(format!("no whole step has the metric `{metric}` with a number")).found(found)
-    })
+        return Err(Error::invalid(format!("no whole step has the metric `{metric}` with a number")).found(found));
+    }
+    // Stable: of equals the latest, which stands last, comes first. No NaN is left.
+    ranked.reverse();
+    ranked.sort_by(|(a, _), (b, _)| b.partial_cmp(a).unwrap_or(Ordering::Equal));
+    Ok(ranked.into_iter().map(|(_, found)| found).collect())
 }
 
 /// Where a step's metrics are.

@@ -197,6 +197,16 @@ fn steps_that_are_passed_over_are_told() {
     let later = ["ckpt_00011", "ckpt_00012.orbax-checkpoint-tmp"];
     assert_eq!(passed(Options::default()), (10, later.map(str::to_owned).to_vec()));
     let best = StepChoice::Best { metric: "loss".to_owned(), smallest: false };
+    let others = |step| {
+        let others = open(&dir, at_step(step)).unwrap().alternatives;
+        others.iter().map(|step| step.number).collect::<Vec<_>>()
+    };
+    assert_eq!(others(StepChoice::Latest), [2, 1]);
+    assert_eq!(
+        (others(best.clone()), others(StepChoice::Number(1))),
+        (vec![10, 1], vec![]),
+        "of equals the latest first"
+    );
     let all = [&["ckpt_00005"][..], &later].concat();
     assert_eq!(passed(at_step(best.clone())), (2, all.iter().map(|name| (*name).to_owned()).collect()));
     assert_eq!(passed(at_step(StepChoice::Number(1))), (1, Vec::new()));

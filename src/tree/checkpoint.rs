@@ -17,7 +17,7 @@ use crate::io::store::{LeftoverKind, leftovers};
 use crate::io::{Root, serve};
 use crate::keypath::KeyPath;
 use crate::layout::orbax::metadata::Container;
-use crate::layout::{self, Description, Entry, Format, Item, ItemKind, StepChoice, default_item};
+use crate::layout::{self, Description, Entry, Format, Item, ItemKind, Step, StepChoice, default_item};
 use crate::need::{Asker, Machine};
 use crate::plan::{self, Limits, Plan, Spec, StoredArray};
 use crate::relpath::RelPath;
@@ -294,15 +294,25 @@ pub(super) fn read_json(root: &Root, dir: &RelPath) -> Result<serde_json::Value>
 /// Opens a path and finds out what it is. Of a root of steps the latest or best step is looked into, as a series does before it
 /// gives one: what is damaged beyond what its listings show is passed over.
 pub(super) fn describe(path: &Path, options: &OpenOptions) -> Result<(Arc<Root>, Description)> {
-    let mut damaged = BTreeMap::new();
+    let is_named = options.force || matches!(options.step, StepChoice::Number(_));
+    let (mut damaged, mut whole) = (BTreeMap::new(), None);
     loop {
         let (root, description) = describe_listed(path, options, &damaged)?;
-        let is_named = options.force || matches!(options.step, StepChoice::Number(_));
-        let Some(step) = description.step.as_ref().filter(|_| !is_named) else { return Ok((root, description)) };
-        match damage(&root.path().join(step.dir.as_path()), false, &EngineOptions::default())? {
-            None => return Ok((root, description)),
-            Some(reason) => damaged.insert(step.name.clone(), reason),
+        let is_known = |step: &Step| is_named || whole.as_ref() == Some(&step.name);
+        let Some(step) = description.step.as_ref().filter(|step| !is_known(step)) else {
+            return Ok((root, description));
         };
+        // Looked into are as many as need be before the root is listed again.
+        for step in std::iter::once(step).chain(&description.alternatives) {
+            match damage(&root.path().join(step.dir.as_path()), false, &EngineOptions::default())? {
+                Some(reason) => _ = damaged.insert(step.name.clone(), reason),
+                None if damaged.is_empty() => return Ok((root, description)),
+                None => {
+                    whole = Some(step.name.clone());
+                    break;
+                }
+            }
+        }
     }
 }
 

@@ -20,6 +20,7 @@ mod output;
 mod plan;
 mod prune;
 mod rules;
+mod seal;
 mod signals;
 mod steps;
 mod target;
@@ -72,6 +73,9 @@ enum Verb {
     /// Check the structure and every reference; with --deep every stored value.
     #[command(after_help = verify::EXAMPLE)]
     Verify(verify::Args),
+    /// Write checksums of all values beside them, for checkpoints that have none.
+    #[command(after_help = seal::EXAMPLE)]
+    Seal(seal::Args),
     /// Compare two checkpoints leaf by leaf.
     #[command(after_help = diff::EXAMPLE)]
     Diff(diff::Args),
@@ -131,6 +135,7 @@ fn run(cli: &Cli, signals: &Signals) -> Result<ExitCode> {
         Verb::Cat(args) => cat::run(args),
         Verb::Kv(args) => kv::run(args),
         Verb::Verify(args) => verify::run(args),
+        Verb::Seal(args) => seal::run(args, signals),
         Verb::Diff(args) => diff::run(args),
         Verb::Steps(args) => steps::run(args),
         Verb::Prune(args) => prune::run(args),

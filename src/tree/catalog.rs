@@ -16,6 +16,7 @@ use crate::kv::{self, Index, ocdbt};
 use crate::layout::orbax::metadata::{Container, ValueType, key_prefix};
 use crate::layout::orbax::msgpack::Node;
 use crate::layout::orbax::sharding::{SavedMesh, SavedSharding};
+use crate::layout::orbax::sums::ValueSums;
 use crate::layout::orbax::tree::{StoredKind, StoredLeaf, TreeItem, TreeRead, read_tree};
 use crate::limits::{CHUNKS_LOOKED_UP_MAX, LEAVES_MAX, ZARR_JSON_BYTES_MAX};
 use crate::need::{Answer, Asker, DirEntry, EntryKind, Need, unfit};
@@ -118,14 +119,14 @@ impl LeafKind {
 /// Reads what an Orbax item directory says about its leaves.
 pub(super) async fn read_orbax(ask: &Asker, dir: &RelPath) -> Result<Catalog> {
     let tree = read_tree(ask, dir).await?;
-    let listing = match &tree {
-        TreeRead::Tree(item) => &item.listing,
-        TreeRead::NoStructure { listing } => listing,
+    let (listing, sums) = match &tree {
+        TreeRead::Tree(item) => (&item.listing, &item.sums),
+        TreeRead::NoStructure { listing, sums } => (listing, sums),
     };
-    let store = Store::open(ask, dir, listing).await?;
+    let store = Store::open(ask, dir, listing, sums.clone()).await?;
     let item = match tree {
         TreeRead::Tree(item) => *item,
-        TreeRead::NoStructure { listing } => store.item_from_keys(ask, listing).await?,
+        TreeRead::NoStructure { listing, .. } => store.item_from_keys(ask, listing).await?,
     };
     let mut builder = Builder { store, catalog: Catalog::default() };
     builder.build(ask, item).await?;
@@ -136,11 +137,13 @@ pub(super) async fn read_orbax(ask: &Asker, dir: &RelPath) -> Result<Catalog> {
 struct Store {
     dir: RelPath,
     index: Option<Arc<Index>>,
+    /// Checksums of what lies in files, if the item was sealed.
+    sums: Option<Arc<ValueSums>>,
 }
 
 impl Store {
     /// The item's own database; else the databases of the processes that wrote it; else files.
-    async fn open(ask: &Asker, dir: &RelPath, listing: &[DirEntry]) -> Result<Self> {
+    async fn open(ask: &Asker, dir: &RelPath, listing: &[DirEntry], sums: Option<ValueSums>) -> Result<Self> {
         let has = |name: &str| listing.iter().any(|entry| entry.name == name);
         let mut index = None;
         if has("manifest.ocdbt") {
@@ -153,7 +156,7 @@ impl Store {
                 index = ocdbt::scan_processes(ask, &roots).await?.map(|union| union.index);
             }
         }
-        Ok(Self { dir: dir.clone(), index: index.map(Arc::new) })
+        Ok(Self { dir: dir.clone(), index: index.map(Arc::new), sums: sums.map(Arc::new) })
     }
 
     /// A tree made from nothing but the stored names, for items without a structure file.
@@ -209,6 +212,7 @@ impl Store {
             collisions: Vec::new(),
             notes: Vec::new(),
             listing,
+            sums: None,
         })
     }
 
@@ -256,7 +260,12 @@ impl Store {
             }
             for ((number, meta, in_index), answer) in asked.drain(..).zip(ask.ask(std::mem::take(&mut needs)).await?) {
                 match answer {
-                    Answer::Bytes(bytes) => found[number] = Some(Found { meta, bytes, in_index }),
+                    Answer::Bytes(bytes) => {
+                        if let Some(sums) = self.sums.as_ref().filter(|_| !in_index) {
+                            sums.check_file(&self.dir.join(&names[number])?.join(meta)?, &bytes)?;
+                        }
+                        found[number] = Some(Found { meta, bytes, in_index });
+                    }
                     Answer::Missing if in_index => {
                         return Err(Error::not_found("a data file of the checkpoint is missing")
                             .at("array", &names[number])
@@ -369,6 +378,7 @@ impl Builder {
             meta: Arc::new(meta),
             values,
             every_chunk_stored,
+            sums: self.store.sums.clone(),
         });
         Ok(self.catalog.arrays.len() - 1)
     }
@@ -416,7 +426,8 @@ impl Builder {
                 let key = meta.keys.key(&vec![0; inline.shape.len()]);
                 let index = Index::new(Vec::new(), vec![(Bytes::from(key), kv::Value::Inline(inline.data.clone()))]);
                 let values = Values::Keys { index: Arc::new(index), prefix: Vec::new() };
-                self.catalog.arrays.push(StoredArray { name, meta: Arc::new(meta), values, every_chunk_stored: true });
+                let meta = Arc::new(meta);
+                self.catalog.arrays.push(StoredArray { name, meta, values, every_chunk_stored: true, sums: None });
                 LeafKind::Array(self.catalog.arrays.len() - 1)
             }
             Node::Unsupported(what) => LeafKind::Unreadable { kind: ErrorKind::Unsupported, why: what.clone() },
@@ -539,4 +550,4 @@ pub(super) fn plain_meta(dtype: DType, shape: Vec<u64>, codecs: Vec<ByteCodec>) 
 }
 
 /// The keys of array metadata, zarr v3 first.
-const META_KEYS: [&str; 2] = ["zarr.json", ".zarray"];
+pub(super) const META_KEYS: [&str; 2] = ["zarr.json", ".zarray"];

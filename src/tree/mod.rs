@@ -27,6 +27,7 @@ mod resolve;
 mod rows;
 mod rules;
 pub mod save;
+pub mod seal;
 mod state;
 mod target;
 mod tensors;

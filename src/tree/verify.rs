@@ -1,24 +1,21 @@
 //! Is a checkpoint intact? Structure and every reference; with `deep` every stored byte is read, checked and decoded.
 
 use std::path::Path;
-use std::sync::Mutex;
-use std::sync::PoisonError;
-use std::sync::atomic::{AtomicUsize, Ordering};
 
 use super::catalog::LeafKind;
-use super::check::check_unit;
+use super::check::{check_unit, each_unit};
 use super::checkpoint::{Checkpoint, OpenOptions, ask, describe, directory_name};
 use super::engine::EngineOptions;
 use super::inline::whole_wants;
-use super::land::{decoder_cost, located};
+use super::land::decoder_cost;
 use crate::error::{Error, ErrorKind, Result};
 use crate::io::store::{Leftover, leftovers};
-use crate::io::{Ring, Root, short_file};
+use crate::io::{Ring, Root};
 use crate::layout::orbax::step::is_temporary;
 use crate::layout::orbax::tree::read_json;
 use crate::layout::orbax::{checkpoint, tree};
 use crate::layout::{Description, Format, ItemKind};
-use crate::plan::{self, Plan, Source, Verify};
+use crate::plan::{self, Plan, Verify};
 use crate::relpath::RelPath;
 
 /// What [`verify`] finds.
@@ -210,55 +207,15 @@ fn verify_tree(
             Err(error) => found.problem(item, Some(&path), true, error.at("leaf", &path))?,
         }
     }
-    let units: Vec<(usize, usize)> = plans
-        .iter()
-        .enumerate()
-        .flat_map(|(plan, planned)| (0..planned.units.len()).map(move |unit| (plan, unit)))
-        .collect();
-    let next = AtomicUsize::new(0);
-    let failed: Mutex<Vec<(usize, Error)>> = Mutex::new(Vec::new());
     let ring = Ring::new(usize::try_from(limits.slot_bytes).unwrap_or(crate::limits::SLOT_BYTES));
-    std::thread::scope(|scope| {
-        for _ in 0..engine.workers().min(units.len()) {
-            scope.spawn(|| {
-                loop {
-                    let number = next.fetch_add(1, Ordering::Relaxed);
-                    let Some(&(plan, unit)) = units.get(number) else { return };
-                    if let Err(error) = check(&plans[plan], unit, root, deep, &ring) {
-                        failed.lock().unwrap_or_else(PoisonError::into_inner).push((number, error));
-                    }
-                }
-            });
-        }
+    let checked = each_unit(&plans, root, engine.workers(), |plan, unit, file| match deep {
+        true => check_unit(plan, unit, file, root, &ring).map(drop),
+        false => Ok(()),
     });
     for plan in &plans {
         found.chunks += plan.units.len() as u64;
         found.bytes_stored += plan.units.iter().map(plan::Unit::stored_bytes).sum::<u64>();
         found.bytes_decoded += if deep { plan.bytes_decoded() } else { 0 };
     }
-    let mut failed = failed.into_inner().unwrap_or_else(PoisonError::into_inner);
-    failed.sort_by_key(|(number, _)| *number);
-    failed.into_iter().try_for_each(|(_, error)| found.problem(item, None, true, error))
-}
-
-/// Checks one unit: that its bytes are there and, if deep, that they decode.
-fn check(plan: &Plan, unit: usize, root: &Root, deep: bool, ring: &std::sync::Arc<Ring>) -> Result<()> {
-    let unit = &plan.units[unit];
-    let checked = || {
-        let file = match unit.source {
-            Source::File { file, offset, len } => {
-                let path = &plan.files[file as usize];
-                let open = root.file(path)?.ok_or_else(|| {
-                    Error::not_found("a data file of the checkpoint is missing").at("file", root.shown(path))
-                })?;
-                if offset.checked_add(len).is_none_or(|end| end > open.size()) {
-                    return Err(short_file(&root.shown(path), offset, len, open.size()));
-                }
-                Some(open)
-            }
-            Source::Inline(_) | Source::Fill(_) => None,
-        };
-        if deep { check_unit(plan, unit, file.as_ref(), root, ring) } else { Ok(()) }
-    };
-    checked().map_err(|error| located(error, plan, unit))
+    checked.into_iter().filter_map(Result::err).try_for_each(|error| found.problem(item, None, true, error))
 }

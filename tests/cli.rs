@@ -1524,6 +1524,7 @@ fn help_shows_an_example_that_works() {
             "kv",
             "verify",
             "seal",
+            "repair",
             "diff",
             "steps",
             "prune",

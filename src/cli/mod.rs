@@ -19,6 +19,7 @@ mod options;
 mod output;
 mod plan;
 mod prune;
+mod repair;
 mod rules;
 mod seal;
 mod signals;
@@ -76,6 +77,9 @@ enum Verb {
     /// Write checksums of all values beside them, for checkpoints that have none.
     #[command(after_help = seal::EXAMPLE)]
     Seal(seal::Args),
+    /// Copy a checkpoint and rebuild the manifest that it lacks.
+    #[command(after_help = repair::EXAMPLE)]
+    Repair(repair::Args),
     /// Compare two checkpoints leaf by leaf.
     #[command(after_help = diff::EXAMPLE)]
     Diff(diff::Args),
@@ -136,6 +140,7 @@ fn run(cli: &Cli, signals: &Signals) -> Result<ExitCode> {
         Verb::Kv(args) => kv::run(args),
         Verb::Verify(args) => verify::run(args),
         Verb::Seal(args) => seal::run(args, signals),
+        Verb::Repair(args) => repair::run(args, signals),
         Verb::Diff(args) => diff::run(args),
         Verb::Steps(args) => steps::run(args),
         Verb::Prune(args) => prune::run(args),

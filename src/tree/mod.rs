@@ -23,6 +23,7 @@ mod engine;
 mod inline;
 mod job;
 mod land;
+pub mod repair;
 mod resolve;
 mod rows;
 mod rules;

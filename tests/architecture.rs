@@ -144,7 +144,7 @@ fn test_modules(source: &Source) -> Vec<String> {
 }
 
 fn only_tests_see(line: &str) -> bool {
-    line.starts_with("#[cfg(test)]") || line.starts_with("#[cfg(all(test, ")
+    ["#[cfg(test)]", "#[cfg(all(test, ", "#[cfg(any(test, fuzzing))]"].iter().any(|start| line.starts_with(start))
 }
 
 /// Cuts out the blocks behind `#[cfg(test)]`: from the attribute to the line that closes it at its own indentation.

@@ -155,6 +155,10 @@ fn run(cli: &Cli, signals: &Signals) -> Result<ExitCode> {
     }
 }
 
+/// See [`crate::fuzzing`].
+#[cfg(any(test, fuzzing))]
+pub(crate) use target::fuzz as fuzz_target;
+
 /// Logs to stderr: warnings, more with -v, or what RUST_LOG says.
 fn start_logging(cli: &Cli) {
     let level = match (cli.quiet, cli.verbose) {

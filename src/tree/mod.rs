@@ -20,6 +20,8 @@ mod devices;
 pub mod diff;
 mod drive;
 mod engine;
+#[cfg(any(test, fuzzing))]
+pub(crate) mod fuzz;
 mod inline;
 mod job;
 mod land;

@@ -15,6 +15,7 @@ use crate::io::{Root, serve};
 use crate::keypath::KeyPath;
 use crate::layout::orbax::metadata::Container;
 use crate::layout::{self, Description, Entry, Format, Item, ItemKind, StepChoice, default_item};
+use crate::limits::REPLACED_TRIES_MAX;
 use crate::need::{Asker, Machine};
 use crate::plan::{self, Limits, Plan, Spec, StoredArray};
 use crate::relpath::RelPath;
@@ -79,9 +80,23 @@ impl Checkpoint {
     /// # Errors
     /// A path that is missing or holds no checkpoint, an item or step that is not there, metadata that is damaged.
     pub fn open(path: impl AsRef<Path>, options: &OpenOptions) -> Result<Self> {
+        let path = path.as_ref();
+        let mut tries = 0;
+        loop {
+            let before = directory_at(path);
+            let result = Self::open_once(path, options);
+            tries += 1;
+            // What was replaced while it was opened is being removed: the new one is opened instead.
+            if result.is_ok() || tries == REPLACED_TRIES_MAX || directory_at(path) == before {
+                return result;
+            }
+        }
+    }
+
+    fn open_once(path: &Path, options: &OpenOptions) -> Result<Self> {
         let start = Instant::now();
-        let shown = path.as_ref().display().to_string();
-        let (root, description) = describe(path.as_ref(), options)?;
+        let shown = path.display().to_string();
+        let (root, description) = describe(path, options)?;
         let (item, catalog) = match (&description.format, &description.safetensors) {
             (Format::Safetensors, Some(source)) => {
                 let source = source.clone();
@@ -94,7 +109,7 @@ impl Checkpoint {
                 if kind != ItemKind::Tree {
                     return Err(Error::invalid("the item is no tree of arrays")
                         .at("item", &name)
-                        .at("checkpoint", path.as_ref().display())
+                        .at("checkpoint", path.display())
                         .hint("`touchdown ls --json` prints the values of JSON items"));
                 }
                 let catalog = ask(&root, |asker| async move { read_orbax(&asker, &dir).await });
@@ -331,6 +346,12 @@ pub(super) fn open_root(path: &Path) -> Result<(Root, Entry)> {
         _ => Path::new("."),
     };
     Ok((Root::open(parent)?, Entry::File(name)))
+}
+
+/// Which directory or file is at a path now, by its device and number.
+fn directory_at(path: &Path) -> Option<(u64, u64)> {
+    use std::os::unix::fs::MetadataExt;
+    std::fs::metadata(path).ok().map(|found| (found.dev(), found.ino()))
 }
 
 /// Where a checkpoint is that an interrupted overwrite moved aside.

@@ -190,6 +190,7 @@ impl Store {
         }
         names.sort();
         names.dedup();
+        self.none_is_lost(&names)?;
         let split = |name: &String| KeyPath::names(name.split('.'));
         let paths: Vec<KeyPath> = names.iter().map(split).collect();
         // Sorted by elements, a path that is a prefix of another stands right before it or its siblings.
@@ -214,6 +215,21 @@ impl Store {
             listing,
             sums: None,
         })
+    }
+
+    /// Checks that every array that was sealed is among these: nothing else says what there should be.
+    fn none_is_lost(&self, names: &[String]) -> Result<()> {
+        let sealed = self.sums.iter().flat_map(|sums| sums.below(&self.dir)).filter_map(|file| {
+            let file = std::str::from_utf8(file).ok()?;
+            META_KEYS.iter().find_map(|meta| Some(file.strip_suffix(meta)?.trim_end_matches('/').to_owned()))
+        });
+        match sealed.into_iter().find(|name| names.binary_search(name).is_err()) {
+            None => Ok(()),
+            Some(lost) => {
+                Err(Error::not_found("an array is missing that was there when the checkpoint was sealed")
+                    .at("array", lost))
+            }
+        }
     }
 
     /// The metadata of every named array, in two batches at most: what the database points at or the likelier file name,

@@ -138,6 +138,12 @@ impl Checkpoint {
         self.0.item.as_deref()
     }
 
+    /// The directory of the item; none of safetensors.
+    pub(super) fn item_dir(&self) -> Option<&RelPath> {
+        let name = self.item()?;
+        self.0.description.items.iter().find(|item| item.name == name).map(|item| &item.dir)
+    }
+
     /// Every leaf, in stored order.
     pub fn leaves(&self) -> &[LeafInfo] {
         &self.0.catalog.leaves

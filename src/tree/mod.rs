@@ -25,6 +25,7 @@ pub(crate) mod fuzz;
 mod inline;
 mod job;
 mod land;
+mod orphans;
 pub mod repair;
 mod resolve;
 mod rows;

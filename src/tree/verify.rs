@@ -1,5 +1,6 @@
 //! Is a checkpoint intact? Structure and every reference; with `deep` every stored byte is read, checked and decoded.
 
+use std::collections::HashSet;
 use std::path::Path;
 
 use super::catalog::LeafKind;
@@ -8,6 +9,8 @@ use super::checkpoint::{Checkpoint, OpenOptions, ask, describe, directory_name};
 use super::engine::EngineOptions;
 use super::inline::whole_wants;
 use super::land::decoder_cost;
+pub use super::orphans::Orphan;
+use super::orphans::orphans;
 use crate::error::{Error, ErrorKind, Result};
 use crate::io::store::{Leftover, leftovers};
 use crate::io::{Ring, Root};
@@ -35,6 +38,10 @@ pub struct Verified {
     pub problems: Vec<Problem>,
     /// What crashed saves left beside it under its name, and in it: no damage, and safe to remove unless it is the only copy.
     pub leftovers: Vec<Leftover>,
+    /// Bytes that nothing refers to, by file: no damage, and normal in databases.
+    pub orphans: Vec<Orphan>,
+    /// What was told already, so that many of a kind cost no more than their number.
+    told: HashSet<String>,
 }
 
 /// One thing that is wrong.
@@ -173,7 +180,10 @@ impl Verified {
             data_affected,
             message: error.to_string(),
         };
-        if !self.problems.contains(&problem) {
+        // A file that is not there is missing once for each array in it, whatever the number of its chunks.
+        let chunkless = error.kind() == ErrorKind::NotFound && problem.file.is_some();
+        let what = if chunkless { error.what() } else { &problem.message };
+        if self.told.insert(format!("{item}\0{:?}\0{:?}\0{what}", problem.leaf, problem.file)) {
             self.problems.push(problem);
         }
         Ok(())
@@ -194,6 +204,7 @@ fn verify_tree(
     }
     let limits = EngineOptions { verify: Verify::Full, ..*engine }.limits()?;
     let mut plans: Vec<Plan> = Vec::new();
+    let mut planned = Vec::new();
     for leaf in checkpoint.leaves() {
         let path = leaf.path.to_string();
         if let LeafKind::Unreadable { kind, why } = &leaf.kind {
@@ -203,8 +214,19 @@ fn verify_tree(
         let wants = whole_wants(checkpoint.arrays(), [array]);
         let arrays = checkpoint.arrays();
         match ask(root, |asker| async move { plan::build(&asker, arrays, wants, limits, decoder_cost).await }) {
-            Ok(plan) => plans.push(plan),
+            Ok(plan) => {
+                plans.push(plan);
+                planned.push(&arrays[array]);
+            }
             Err(error) => found.problem(item, Some(&path), true, error.at("leaf", &path))?,
+        }
+    }
+    if let Some(dir) = checkpoint.item_dir() {
+        found.leftovers.extend(leftovers(&root.path().join(dir.as_path())).unwrap_or_default());
+        let lost = |found: &mut Verified, error: Error| found.problem(item, None, false, error);
+        match orphans(root, dir, &planned, &plans) {
+            Ok(orphans) => found.orphans.extend(orphans),
+            Err(error) => lost(found, error)?,
         }
     }
     let ring = Ring::new(usize::try_from(limits.slot_bytes).unwrap_or(crate::limits::SLOT_BYTES));

@@ -112,6 +112,20 @@ impl Sums {
     }
 }
 
+impl Sums {
+    /// Checks that a file that is not there was not there either.
+    ///
+    /// # Errors
+    /// It was.
+    pub fn check_absent(&self, name: &str) -> Result<()> {
+        match self.files.contains_key(name) {
+            false => Ok(()),
+            true => Err(Error::not_found("a file is missing that was there when the checkpoint was saved or sealed")
+                .hint(format!("if it was removed on purpose, remove `{SUMS_FILE}` beside it, too"))),
+        }
+    }
+}
+
 /// The checksum of a range of bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 pub struct ValueSum {

@@ -205,7 +205,9 @@ impl Item<'_> {
                 |error: Error, name: &str| error.at("file", self.dir.join(name).unwrap_or_else(|_| self.dir.clone()));
             let sums = Sums::parse(&file, &SUMMED_FILES).map_err(|error| at(error, SUMS_FILE))?;
             for (name, file) in SUMMED_FILES.iter().zip([&metadata, &sharding, &strings, &array_metadata]) {
-                file.as_ref().map_or(Ok(()), |file| sums.check(name, file)).map_err(|error| at(error, name))?;
+                file.as_ref()
+                    .map_or_else(|| sums.check_absent(name), |file| sums.check(name, file))
+                    .map_err(|error| at(error, name))?;
             }
             values = sums.values(self.dir).map_err(|error| at(error, SUMS_FILE))?;
             if let (Some(values), Some(file)) = (&values, &msgpack) {

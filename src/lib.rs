@@ -78,6 +78,9 @@ pub mod shape;
 
 pub mod decode;
 pub mod encode;
+#[doc(hidden)]
+#[cfg(any(test, fuzzing))]
+pub mod fuzzing;
 pub mod io;
 pub mod kv;
 pub mod layout;

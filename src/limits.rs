@@ -320,5 +320,8 @@ pub const LOCK_FILE_BYTES_MAX: u64 = 256;
 /// How often a load of the latest or the best step is tried again because the step was removed meanwhile by another process.
 pub const STEP_GONE_RETRIES_MAX: usize = 3;
 
+/// How often a checkpoint is opened that is replaced by another process every time before it has been read.
+pub const REPLACED_TRIES_MAX: usize = 8;
+
 /// How often a watched root is looked at by default, in milliseconds: nobody waits longer for a step that took minutes to train.
 pub const WATCH_INTERVAL_MS_DEFAULT: u64 = 1000;

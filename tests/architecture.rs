@@ -147,7 +147,7 @@ fn test_modules(source: &Source) -> Vec<String> {
 }
 
 fn only_tests_see(line: &str) -> bool {
-    line.starts_with("#[cfg(test)]") || line.starts_with("#[cfg(all(test, ")
+    ["#[cfg(test)]", "#[cfg(all(test, ", "#[cfg(any(test, fuzzing))]"].iter().any(|start| line.starts_with(start))
 }
 
 /// Cuts out the blocks behind `#[cfg(test)]`: from the attribute to the line that closes it at its own indentation.
@@ -309,4 +309,28 @@ fn a_build_without_features_needs_no_crate_of_a_feature() {
     let all = tree(&["--features", "cli"]);
     let absent: Vec<&&str> = DENIED_WITHOUT_FEATURES.iter().filter(|name| !all.contains(**name)).collect();
     assert_eq!(absent, [&"tokio", &"cudarc", &"zarrs", &"proptest", &"loom"]);
+}
+
+/// Names and values of `src/limits.rs` stand in SECURITY.md, and no others.
+#[test]
+fn the_list_of_limits_is_that_of_the_sources() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let source = fs::read_to_string(root.join("src/limits.rs")).unwrap();
+    let constants = source.split("pub const ").skip(1).map(|rest| {
+        let (name, rest) = rest.split_once(':').unwrap();
+        let value = rest.split_once(" = ").unwrap().1.split_once(';').unwrap().0;
+        format!("| `{name}` | `{value}` |")
+    });
+    let constants: BTreeSet<String> = constants.collect();
+    let text = fs::read_to_string(root.join("SECURITY.md")).unwrap();
+    let rows = text.lines().filter(|line| line.starts_with("| `"));
+    let rows: BTreeSet<String> =
+        rows.map(|line| line.splitn(4, '|').take(3).collect::<Vec<_>>().join("|") + "|").collect();
+    let missing: Vec<&String> = constants.difference(&rows).collect();
+    let outdated: Vec<&String> = rows.difference(&constants).collect();
+    assert!(
+        missing.is_empty() && outdated.is_empty(),
+        "SECURITY.md lacks {missing:#?} and should not have {outdated:#?}"
+    );
+    assert!(constants.len() > 50, "hardly any limits were found");
 }

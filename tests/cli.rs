@@ -13,6 +13,7 @@
 
 mod support;
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::io::Read;
 use std::path::{Path, PathBuf};
@@ -1071,6 +1072,46 @@ fn what_crashed_saves_left_is_listed_and_no_checkpoint() {
 }
 
 #[test]
+fn verify_tells_what_nothing_refers_to_and_a_lost_file_once() {
+    let folder = scratch("cli-orphans");
+    let verify = |path: &Path| parsed(&touchdown(["verify", "--json", &text(path)]).stdout);
+    let bytes = |found: &Value| -> u64 {
+        found["orphans"].as_array().unwrap().iter().map(|one| one["bytes"].as_u64().unwrap()).sum()
+    };
+    // A database: bytes behind the last value.
+    let copy = folder.join("database");
+    copy_tree(&fixture("quickstart/ckpt"), &copy);
+    let before = verify(&copy);
+    let data = fs::read_dir(copy.join("state/ocdbt.process_0/d")).unwrap().map(|entry| entry.unwrap().path());
+    let data = data.max_by_key(|path| path.metadata().unwrap().len()).unwrap();
+    let whole = fs::read(&data).unwrap();
+    fs::write(&data, [whole.as_slice(), &[0x55; 5000]].concat()).unwrap();
+    let found = verify(&copy);
+    assert_eq!((bytes(&found), &found["ok"]), (bytes(&before) + 5000, &json!(true)), "{found}");
+    fs::write(copy.join("state/d/stray"), [1; 77]).unwrap();
+    assert_eq!(bytes(&verify(&copy)), bytes(&before) + 5077);
+    assert!(ok(&["verify", &text(&copy)]).contains("nothing refers to"));
+    // Chunks in files: one outside its array, and leftovers in the item.
+    let copy = folder.join("files");
+    copy_tree(&fixture("zarr2_codecs/ckpt"), &copy);
+    assert_eq!(bytes(&verify(&copy)), 0);
+    fs::copy(copy.join("gzip/0.0"), copy.join("gzip/7.0")).unwrap();
+    let found = verify(&copy);
+    let size = fs::metadata(copy.join("gzip/7.0")).unwrap().len();
+    assert_eq!((bytes(&found), &found["ok"]), (size, &json!(true)), "{found}");
+    // A data file that is gone is one problem for each array in it, whatever the number of its chunks.
+    let copy = folder.join("lost");
+    copy_tree(&fixture("quickstart/ckpt"), &copy);
+    fs::remove_file(copy.join("state/ocdbt.process_0/d").join(data.file_name().unwrap())).unwrap();
+    let found = verify(&copy);
+    let problems = found["problems"].as_array().unwrap();
+    let leaves: BTreeSet<String> = problems.iter().map(|problem| problem["leaf"].to_string()).collect();
+    assert!(problems.len() > 1 && leaves.len() == problems.len(), "{found}");
+    assert!(problems.iter().all(|problem| problem["data_affected"] == true && problem["file"].is_string()), "{found}");
+    fs::remove_dir_all(&folder).unwrap();
+}
+
+#[test]
 fn verify_says_yes_or_names_the_damage() {
     for name in ["v1_basic", "v1_shard2d_2x4", "v0_composite", "v0_manager", "safetensors_index", "zarr3_codecs"] {
         for deep in [&[][..], &["--deep"]] {
@@ -1612,9 +1653,11 @@ fn bench_measures_loads_beside_limits() {
 
 #[test]
 fn help_shows_an_example_that_works() {
-    // In a folder of its own that sees the repository's tests: examples write files.
+    // In a folder of its own that has the fixtures: examples write files.
     let folder = scratch("examples");
-    std::os::unix::fs::symlink(concat!(env!("CARGO_MANIFEST_DIR"), "/tests"), folder.join("tests")).unwrap();
+    for name in ["quickstart", "v1_basic", "v1_training_steps", "v0_unmerged"] {
+        copy_tree(&fixture(name), &folder.join("tests/fixtures").join(name));
+    }
     let help = ok(&["--help"]);
     let verbs: Vec<&str> = help
         .lines()
@@ -1633,6 +1676,8 @@ fn help_shows_an_example_that_works() {
             "cat",
             "kv",
             "verify",
+            "seal",
+            "repair",
             "diff",
             "steps",
             "prune",

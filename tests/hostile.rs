@@ -27,6 +27,7 @@ use std::time::{Duration, Instant};
 
 use support::{Output, copy_tree, finish, fixture, number_from_environment, scratch};
 use touchdown::ErrorKind;
+use touchdown::tree::seal::seal;
 use touchdown::tree::verify::verify;
 use touchdown::tree::{Checkpoint, Database, Engine, EngineOptions, Leaf, OpenOptions, State};
 
@@ -58,6 +59,10 @@ const SUBJECTS: [(&str, &str, Option<&str>); 24] = [
     ("orbax_0.5.14__default", "", None),
 ];
 
+/// Fixtures of Orbax and TensorStore that are changed once more after they were sealed: then no change may give other values.
+const SEALED: [&str; 6] =
+    ["quickstart", "v1_nested", "zarr2_codecs", "zarr3_codecs", "msgpack_bare", "orbax_0.2.6__default"];
+
 /// A case that takes this long hangs.
 const HANG: Duration = Duration::from_secs(30);
 
@@ -84,10 +89,27 @@ fn nothing_comes_of_changed_bytes_but_truth_or_an_error() {
                 let engine = Engine::new(options()).expect("an engine");
                 loop {
                     let subject = next.fetch_add(1, Ordering::Relaxed);
-                    let Some(&(name, below, item)) = SUBJECTS.get(usize::try_from(subject).unwrap()) else { return };
-                    let share = count / SUBJECTS.len() as u64;
+                    let subject = usize::try_from(subject).unwrap();
+                    let sealed = subject.checked_sub(SUBJECTS.len());
+                    let (name, below, item) = match sealed {
+                        None => SUBJECTS[subject],
+                        Some(number) if number < SEALED.len() => (SEALED[number], "", None),
+                        Some(_) => return,
+                    };
+                    let share = count / (SUBJECTS.len() + SEALED.len()) as u64;
                     let work = folder.join(format!("{worker}-{name}"));
-                    let mut campaign = Campaign::new(&engine, name, &work, below, item, seed);
+                    let original = fixture(name).join("ckpt");
+                    let original = match sealed {
+                        None => original,
+                        Some(_) => {
+                            let copy = folder.join(format!("sealed-{name}"));
+                            copy_tree(&original, &copy);
+                            seal(&copy, &OpenOptions::default(), &options()).unwrap();
+                            copy
+                        }
+                    };
+                    let subject = (name, original, sealed.is_some());
+                    let mut campaign = Campaign::new(&engine, subject, &work, below, item, seed);
                     (0..share).for_each(|number| campaign.case(number));
                     tally.lock().unwrap().add(campaign.tally);
                     fs::remove_dir_all(&work).unwrap();
@@ -154,6 +176,8 @@ struct Campaign<'a> {
     engine: &'a Engine,
     name: &'static str,
     original: PathBuf,
+    /// Whether every value has a checksum.
+    sealed: bool,
     work: PathBuf,
     below: &'static str,
     options: OpenOptions,
@@ -176,13 +200,12 @@ enum Outcome {
 impl<'a> Campaign<'a> {
     fn new(
         engine: &'a Engine,
-        name: &'static str,
+        (name, original, sealed): (&'static str, PathBuf, bool),
         work: &Path,
         below: &'static str,
         item: Option<&'static str>,
         seed: u64,
     ) -> Self {
-        let original = fixture(name).join("ckpt");
         copy_tree(&original, work);
         let mut files = Vec::new();
         collect(&original, Path::new(""), &mut files);
@@ -192,6 +215,7 @@ impl<'a> Campaign<'a> {
             engine,
             name,
             original,
+            sealed,
             work: work.to_path_buf(),
             below,
             options,
@@ -238,7 +262,9 @@ impl<'a> Campaign<'a> {
         let mut random = Random(self.seed.wrapping_mul(0x9e37_79b9).wrapping_add(number));
         (0..3).for_each(|_| _ = random.next());
         let file = self.files[random.below(self.files.len())].clone();
-        let change = change(&mut random, &self.original, &self.work, &file, &self.files);
+        let mut change = change(&mut random, &self.original, &self.work, &file, &self.files);
+        // Only a checksum that was made right again is believed.
+        change.protected |= self.sealed && change.kind != "sealed";
         *self.tally.cases.entry(change.kind).or_default() += 1;
         let told = format!("{} case {number}: {} in {}: {}", self.name, change.kind, file.display(), change.what);
         let start = Instant::now();

@@ -19,7 +19,9 @@ mod options;
 mod output;
 mod plan;
 mod prune;
+mod repair;
 mod rules;
+mod seal;
 mod signals;
 mod steps;
 mod target;
@@ -72,6 +74,12 @@ enum Verb {
     /// Check the structure and every reference; with --deep every stored value.
     #[command(after_help = verify::EXAMPLE)]
     Verify(verify::Args),
+    /// Write checksums of all values beside them, for checkpoints that have none.
+    #[command(after_help = seal::EXAMPLE)]
+    Seal(seal::Args),
+    /// Copy a checkpoint and rebuild the manifest that it lacks.
+    #[command(after_help = repair::EXAMPLE)]
+    Repair(repair::Args),
     /// Compare two checkpoints leaf by leaf.
     #[command(after_help = diff::EXAMPLE)]
     Diff(diff::Args),
@@ -131,6 +139,8 @@ fn run(cli: &Cli, signals: &Signals) -> Result<ExitCode> {
         Verb::Cat(args) => cat::run(args, cli.quiet),
         Verb::Kv(args) => kv::run(args, cli.quiet),
         Verb::Verify(args) => verify::run(args),
+        Verb::Seal(args) => seal::run(args, signals),
+        Verb::Repair(args) => repair::run(args, signals),
         Verb::Diff(args) => diff::run(args, cli.quiet),
         Verb::Steps(args) => steps::run(args),
         Verb::Prune(args) => prune::run(args),
@@ -144,6 +154,10 @@ fn run(cli: &Cli, signals: &Signals) -> Result<ExitCode> {
         }
     }
 }
+
+/// See [`crate::fuzzing`].
+#[cfg(any(test, fuzzing))]
+pub(crate) use target::fuzz as fuzz_target;
 
 /// Logs to stderr: warnings, more with -v, or what RUST_LOG says.
 fn start_logging(cli: &Cli) {

@@ -263,22 +263,24 @@ fn rows(file: &Path, checkpoint: &Checkpoint, place: Option<&Place>, read: &mut 
     let in_file = |error: Error| error.at("target file", file.display());
     let text = std::fs::read(file)
         .map_err(|error| in_file(Error::invalid("the target file cannot be read").caused_by(error)))?;
-    let document: TargetFile = serde_json::from_slice(&text).map_err(|error| {
-        in_file(
-            Error::invalid("the target file does not fit")
-                .expected("what `touchdown ls --json` prints")
-                .caused_by(error),
-        )
+    rows_of(&text, checkpoint, place, read).map_err(in_file)
+}
+
+/// The rows of a target file's text.
+fn rows_of(text: &[u8], checkpoint: &Checkpoint, place: Option<&Place>, read: &mut Reading) -> Result<Vec<Row>> {
+    let document: TargetFile = serde_json::from_slice(text).map_err(|error| {
+        Error::invalid("the target file does not fit").expected("what `touchdown ls --json` prints").caused_by(error)
     })?;
     if let Some(other) = document.schema.filter(|schema| *schema != 1) {
-        return Err(in_file(Error::invalid("the target file has another schema").expected(1).found(other)));
+        return Err(Error::invalid("the target file has another schema").expected(1).found(other));
     }
     let rows = document.leaves.into_iter().map(|row| {
-        let dtype = row.dtype.as_deref().map(|name| {
-            name.parse::<DType>().map_err(|error| in_file(Error::invalid(error.to_string()).at("leaf", &row.path)))
-        });
+        let dtype = row
+            .dtype
+            .as_deref()
+            .map(|name| name.parse::<DType>().map_err(|error| Error::invalid(error.to_string()).at("leaf", &row.path)));
         let dtype = dtype.and_then(|dtype| read.keep(dtype));
-        let spec = row.spec.map(|spec| row_spec(&row.path, spec, checkpoint, place).map_err(in_file));
+        let spec = row.spec.map(|spec| row_spec(&row.path, spec, checkpoint, place));
         let sharding = spec.and_then(|spec| read.keep(spec)).flatten();
         Row { kind: row.kind, dtype, shape: row.shape, sharding, view: row.view.map(ViewOf::view), path: row.path }
     });
@@ -384,5 +386,20 @@ fn number(text: &str) -> Result<Value, std::num::ParseFloatError> {
     match text.trim().parse::<i128>() {
         Ok(value) => Ok(Value::Int(value)),
         Err(_) => text.trim().parse::<f64>().map(Value::Float),
+    }
+}
+
+/// The fuzz target of target files: rows, and a target and a plan of them.
+#[cfg(any(test, fuzzing))]
+pub(crate) fn fuzz(text: &[u8]) {
+    static CHECKPOINT: std::sync::OnceLock<Option<Checkpoint>> = std::sync::OnceLock::new();
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/v1_shard2d_2x4/ckpt");
+    let checkpoint = CHECKPOINT.get_or_init(|| Checkpoint::open(path, &crate::tree::OpenOptions::default()).ok());
+    let Some(checkpoint) = checkpoint else { return };
+    let mut read = Reading { regex: false, failed: Vec::new() };
+    let Ok(rows) = rows_of(text, checkpoint, None, &mut read) else { return };
+    let target = checkpoint.target().rows(rows, Missing::Keep);
+    if target.check().is_ok() {
+        drop(checkpoint.plan(&target));
     }
 }

@@ -47,6 +47,7 @@ pub(super) fn run(args: &Args) -> Result<ExitCode> {
             "bytes_decoded": found.bytes_decoded,
             "problems": found.problems.iter().map(problem).collect::<Vec<_>>(),
             "leftovers": output::leftovers_json(&found.leftovers),
+            "orphans": found.orphans.iter().map(|orphan| json!({"path": orphan.path, "bytes": orphan.bytes})).collect::<Vec<_>>(),
         }))?;
     } else {
         let mut text = String::new();
@@ -55,6 +56,11 @@ pub(super) fn run(args: &Args) -> Result<ExitCode> {
             text += &format!("{affected}: {}\n", problem.message);
         }
         text += &output::leftovers_text(&found.leftovers);
+        if !found.orphans.is_empty() {
+            let bytes = found.orphans.iter().map(|orphan| orphan.bytes).sum();
+            let (files, bytes) = (found.orphans.len(), human_bytes(bytes));
+            text += &format!("nothing refers to {bytes} in {files} files, which does no harm (--json names them)\n");
+        }
         let checked = if args.deep { "decoded and checked" } else { "references checked" };
         text += &format!(
             "{} items, {} leaves, {} chunks, {} stored: {checked}, {} problems\n",

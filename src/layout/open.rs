@@ -1,5 +1,7 @@
 //! The questions in their order: a file, safetensors, a bare item, steps, a composite; and what is said where none fits.
 
+use bytes::Bytes;
+
 use super::batch::{corrupt, files, has_file, sizes};
 use super::orbax::checkpoint::{self, CheckpointMetadata};
 use super::orbax::step;
@@ -197,20 +199,18 @@ impl Own {
         let paths = names.iter().zip(there).filter(|(_, there)| *there).map(|(name, _)| dir.join(name));
         let mut read = files(ask, paths.collect::<Result<Vec<_>, _>>()?).await?.into_iter();
         let [metadata, deletion, sums] = there.map(|there| there.then(|| read.next()).flatten().flatten());
-        if let Some(file) = metadata {
-            let summed = || sums::check(dir, sums.as_ref(), [(checkpoint::METADATA_FILE, Some(&file))]);
+        let parse = |file: &Bytes| {
             let path = dir.join(checkpoint::METADATA_FILE)?;
-            let parse = || {
-                let parsed = checkpoint::parse(&file).map_err(|error| corrupt(&error, Some(error.offset), &path));
-                parsed.map_err(|error| error.hint("open the checkpoint without its metadata by --force"))
-            };
-            own.metadata = match summed().and_then(|()| parse()) {
-                Ok(metadata) => metadata,
-                // The items do not depend on it.
-                Err(_) if force => CheckpointMetadata::default(),
-                Err(error) => return Err(error),
-            };
-        }
+            let parsed = checkpoint::parse(file).map_err(|error| corrupt(&error, Some(error.offset), &path));
+            parsed.map_err(|error| error.hint("open the checkpoint without its metadata by --force"))
+        };
+        let checked = sums::check(dir, sums.as_ref(), [(checkpoint::METADATA_FILE, metadata.as_ref())]);
+        own.metadata = match checked.and_then(|_| metadata.as_ref().map(parse).transpose()) {
+            Ok(metadata) => metadata.unwrap_or_default(),
+            // The items do not depend on it.
+            Err(_) if force => CheckpointMetadata::default(),
+            Err(error) => return Err(error),
+        };
         if let Some(file) = deletion {
             own.deleted_item = checkpoint::pending_deletion(&file);
             own.is_being_deleted = own.deleted_item.is_none();

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
 use super::parts::{Place, StoredPart};
-use super::sparse::{Block, absent, elements, inside, positions_in};
+use super::sparse::{Block, absent, elements, inside, positions_in, sealed_positions};
 use super::{
     DecoderCost, Limits, Part, Placement, Plan, PlannedLeaf, PlannedShard, StoredArray, Unit, UnitArray, Values, Want,
     id,
@@ -29,7 +29,27 @@ pub async fn build(
     limits: Limits,
     cost: DecoderCost,
 ) -> Result<Plan> {
+    run(Planner::new(arrays, limits, cost), ask, wants).await
+}
+
+/// The same with every stored value (an inner chunk, where a chunk has several) as one unit, also those of which parts would do:
+/// for who looks at what is stored.
+///
+/// # Errors
+/// As [`build`].
+pub async fn build_whole(
+    ask: &Asker,
+    arrays: &[StoredArray],
+    wants: Vec<Want>,
+    limits: Limits,
+    cost: DecoderCost,
+) -> Result<Plan> {
     let mut planner = Planner::new(arrays, limits, cost);
+    planner.whole = true;
+    run(planner, ask, wants).await
+}
+
+async fn run(mut planner: Planner<'_>, ask: &Asker, wants: Vec<Want>) -> Result<Plan> {
     for want in wants {
         planner.want(want)?;
     }
@@ -48,6 +68,8 @@ pub(super) struct Planner<'a> {
     pub(super) arrays: &'a [StoredArray],
     pub(super) limits: Limits,
     pub(super) cost: DecoderCost,
+    /// Whether stored values are not cut into ranges.
+    pub(super) whole: bool,
     pub(super) leaves: Vec<PlannedLeaf>,
     pub(super) shards: Vec<PlannedShard>,
     /// Per stored array: what is wanted of it.
@@ -87,6 +109,7 @@ impl<'a> Planner<'a> {
             arrays,
             limits,
             cost,
+            whole: false,
             leaves: Vec::new(),
             shards: Vec::new(),
             demands: BTreeMap::new(),
@@ -224,6 +247,9 @@ impl<'a> Planner<'a> {
             if present.len() as u64 > CHUNKS_MAX {
                 return Err(too_many());
             }
+            if let Some(lost) = sealed_positions(&self.arrays[array], &blocks).find(|at| !present.contains(at)) {
+                return Err(self.chunk_error(array, &lost, sealed_chunk()));
+            }
             let mut fills = Vec::new();
             for index in 0..demands {
                 let Some(block) = block(self, index) else { continue };
@@ -299,8 +325,13 @@ impl<'a> Planner<'a> {
             });
         }
         for ((at, path), answer) in asked.into_iter().zip(ask.ask(needs).await?) {
+            let array = chunks[at].array;
+            let sealed = || self.arrays[array].sums.as_ref().is_some_and(|sums| sums.has(&path));
             places[at] = match answer {
                 Answer::Size(len) => Some(Place::File { path, offset: 0, len }),
+                Answer::Missing if sealed() => {
+                    return Err(self.chunk_error(array, &chunks[at].position, sealed_chunk()));
+                }
                 Answer::Missing => None,
                 other => return Err(unfit(Some(&other))),
             };
@@ -354,5 +385,11 @@ impl<'a> Planner<'a> {
 /// The error for a chunk that is not stored although it should be.
 fn missing_chunk() -> Error {
     Error::not_found("a chunk is missing, although the checkpoint says that every chunk is stored")
+        .hint("the checkpoint is incomplete: copy it again; `touchdown verify` lists what is missing")
+}
+
+/// The error for a chunk that is not stored although it was when the checkpoint was sealed.
+fn sealed_chunk() -> Error {
+    Error::not_found("a chunk is missing that was there when the checkpoint was sealed")
         .hint("the checkpoint is incomplete: copy it again; `touchdown verify` lists what is missing")
 }

@@ -33,7 +33,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use serde::Serialize;
 
-pub use build::build;
+pub use build::{build, build_whole};
 pub use mesh::{Device, Mesh, MeshDevice, Process, Sharding, Spec};
 pub use ranges::Slabs;
 pub use sparse::stored_positions;
@@ -42,6 +42,7 @@ pub use view::{Piece, View};
 use crate::dtype::{CastPolicy, DType};
 use crate::keypath::KeyPath;
 use crate::kv;
+use crate::layout::orbax::sums::{ValueSum, ValueSums};
 use crate::limits::{SLOT_SLACK_BYTES, WINDOWS_PER_BUDGET, ZSTD_WINDOW_BYTES_MIN, ZSTD_WINDOW_LOG_MAX};
 use crate::relpath::RelPath;
 use crate::shape::Region;
@@ -58,6 +59,8 @@ pub struct StoredArray {
     pub values: Values,
     /// Whether a missing chunk is an error (the writer says that it stored every chunk), not a chunk of fill values.
     pub every_chunk_stored: bool,
+    /// Checksums of the values that lie in files, if they were sealed.
+    pub sums: Option<Arc<ValueSums>>,
 }
 
 /// Where the chunks of a stored array are.
@@ -279,6 +282,8 @@ pub struct Unit {
     pub indexed: bool,
     /// Memory that the decoder holds while it runs, in bytes.
     pub working_bytes: u64,
+    /// What a part of the source must have as its checksum, its offset counted from the source; known of what was sealed.
+    pub sum: Option<ValueSum>,
     /// Where the elements go.
     pub placements: Vec<Placement>,
 }

@@ -9,6 +9,7 @@ use super::build::Planner;
 use super::ranges::{raw_ranges, union_volume};
 use super::{Placement, STREAM_SLOTS, SingleShard, Source, Unit, UnitArray, Verify, id};
 use crate::error::{Error, Result};
+use crate::layout::orbax::sums::ValueSum;
 use crate::limits::{RANGES_PER_CHUNK_MAX, SLOT_BYTES, SLOT_SLACK_BYTES};
 use crate::need::{Answer, Asker, Need, unfit};
 use crate::relpath::RelPath;
@@ -189,6 +190,7 @@ impl Planner<'_> {
             whole: true,
             indexed: false,
             working_bytes: 0,
+            sum: None,
             placements,
         });
     }
@@ -204,7 +206,7 @@ impl Planner<'_> {
         let element = self.arrays[part.array].meta.dtype.size() as u64;
         if addressable(&chunk.codecs) {
             let decoded = self.decoded_bytes(&part)?;
-            let checked = !chunk.codecs.is_empty();
+            let checked = !chunk.codecs.is_empty() || self.is_sealed(&part);
             let expected = decoded + CRC32C_BYTES * chunk.codecs.len() as u64;
             if part.place.len() != expected {
                 let error = Error::corrupt("an uncompressed chunk has the wrong size")
@@ -222,7 +224,7 @@ impl Planner<'_> {
                 }
                 Verify::Off => false,
             };
-            if !whole_is_better {
+            if !whole_is_better && !self.whole {
                 return self.push_ranges(part, &chunk.order, decoded);
             }
         }
@@ -237,6 +239,7 @@ impl Planner<'_> {
         let window = if in_one_go { 0 } else { self.limits.window_bytes_max() };
         let working_bytes = (self.cost)(codecs, part.place.len(), decoded_bytes, window);
         self.check_budget(&part, working_bytes);
+        let sum = self.sum(&part, indexed)?;
         let unit = Unit {
             array: self.unit_array(part.array),
             source: self.source(part.place),
@@ -248,6 +251,7 @@ impl Planner<'_> {
             whole: true,
             indexed,
             working_bytes,
+            sum,
             placements: part.placements.into_iter().map(|placement| placement.permuted(order)).collect(),
         };
         self.units.push(unit);
@@ -290,10 +294,29 @@ impl Planner<'_> {
                 whole: complete,
                 indexed: false,
                 working_bytes: 0,
+                sum: None,
                 placements,
             });
         }
         Ok(())
+    }
+
+    fn is_sealed(&self, part: &StoredPart) -> bool {
+        self.arrays[part.array].sums.is_some() && matches!(part.place, Place::File { .. })
+    }
+
+    /// The checksum of a part, if it was sealed. A shard that is read with its index has one of what the index points at. What
+    /// stands in the nodes of a database has theirs.
+    fn sum(&self, part: &StoredPart, indexed: bool) -> Result<Option<ValueSum>> {
+        let (Some(sums), Place::File { path, offset, len }) = (&self.arrays[part.array].sums, &part.place) else {
+            return Ok(None);
+        };
+        if self.limits.verify == Verify::Off {
+            return Ok(None);
+        }
+        let sum = if indexed { sums.within(path, *offset, *len) } else { sums.of(path, *offset, *len) };
+        let relative = sum.map(|sum| Some(ValueSum { offset: sum.offset - offset, ..sum }));
+        relative.map_err(|error| self.chunk_error(part.array, &part.position, error))
     }
 
     fn decoded_bytes(&self, part: &StoredPart) -> Result<u64> {

@@ -41,6 +41,18 @@ pub(super) async fn positions_in(ask: &Asker, stored: &StoredArray, blocks: &[Bl
     Ok(positions)
 }
 
+/// The positions in these blocks whose chunks were files when the array was sealed.
+pub(super) fn sealed_positions<'a>(stored: &'a StoredArray, blocks: &'a [Block]) -> impl Iterator<Item = Vec<u64>> {
+    let (rank, keys) = (stored.meta.shape.len(), stored.meta.keys);
+    let dir = match &stored.values {
+        Values::Directory(dir) => Some(dir),
+        Values::Keys { .. } | Values::Extent { .. } => None,
+    };
+    let files = stored.sums.iter().zip(dir).flat_map(|(sums, dir)| sums.below(dir));
+    let positions = files.filter_map(move |file| keys.position(std::str::from_utf8(file).ok()?, rank));
+    positions.filter(|position| blocks.iter().any(|block| inside(block, position)))
+}
+
 /// The positions of an array's chunks that are files.
 async fn listed(ask: &Asker, dir: &RelPath, stored: &StoredArray, blocks: &[Block]) -> Result<Vec<Vec<u64>>> {
     let (rank, keys) = (stored.meta.shape.len(), stored.meta.keys);

@@ -16,6 +16,7 @@ use crate::kv::{self, Index, ocdbt};
 use crate::layout::orbax::metadata::{Container, ValueType, key_prefix};
 use crate::layout::orbax::msgpack::Node;
 use crate::layout::orbax::sharding::{SavedMesh, SavedSharding};
+use crate::layout::orbax::sums::ValueSums;
 use crate::layout::orbax::tree::{StoredKind, StoredLeaf, TreeItem, TreeRead, read_tree};
 use crate::limits::{CHUNKS_LOOKED_UP_MAX, LEAVES_MAX, ZARR_JSON_BYTES_MAX};
 use crate::need::{Answer, Asker, DirEntry, EntryKind, Need, unfit};
@@ -118,14 +119,14 @@ impl LeafKind {
 /// Reads what an Orbax item directory says about its leaves.
 pub(super) async fn read_orbax(ask: &Asker, dir: &RelPath) -> Result<Catalog> {
     let tree = read_tree(ask, dir).await?;
-    let listing = match &tree {
-        TreeRead::Tree(item) => &item.listing,
-        TreeRead::NoStructure { listing } => listing,
+    let (listing, sums) = match &tree {
+        TreeRead::Tree(item) => (&item.listing, &item.sums),
+        TreeRead::NoStructure { listing, sums } => (listing, sums),
     };
-    let store = Store::open(ask, dir, listing).await?;
+    let store = Store::open(ask, dir, listing, sums.clone()).await?;
     let item = match tree {
         TreeRead::Tree(item) => *item,
-        TreeRead::NoStructure { listing } => store.item_from_keys(ask, listing).await?,
+        TreeRead::NoStructure { listing, .. } => store.item_from_keys(ask, listing).await?,
     };
     let mut builder = Builder { store, catalog: Catalog::default(), parsed: HashMap::new() };
     builder.build(ask, item).await?;
@@ -136,11 +137,13 @@ pub(super) async fn read_orbax(ask: &Asker, dir: &RelPath) -> Result<Catalog> {
 struct Store {
     dir: RelPath,
     index: Option<Arc<Index>>,
+    /// Checksums of what lies in files, if the item was sealed.
+    sums: Option<Arc<ValueSums>>,
 }
 
 impl Store {
     /// The item's own database; else the databases of the processes that wrote it; else files.
-    async fn open(ask: &Asker, dir: &RelPath, listing: &[DirEntry]) -> Result<Self> {
+    async fn open(ask: &Asker, dir: &RelPath, listing: &[DirEntry], sums: Option<ValueSums>) -> Result<Self> {
         let has = |name: &str| listing.iter().any(|entry| entry.name == name);
         let mut index = None;
         if has("manifest.ocdbt") {
@@ -153,7 +156,7 @@ impl Store {
                 index = ocdbt::scan_processes(ask, &roots).await?.map(|union| union.index);
             }
         }
-        Ok(Self { dir: dir.clone(), index: index.map(Arc::new) })
+        Ok(Self { dir: dir.clone(), index: index.map(Arc::new), sums: sums.map(Arc::new) })
     }
 
     /// A tree made from nothing but the stored names, for items without a structure file.
@@ -187,6 +190,7 @@ impl Store {
         }
         names.sort();
         names.dedup();
+        self.none_is_lost(&names)?;
         let split = |name: &String| KeyPath::names(name.split('.'));
         let paths: Vec<KeyPath> = names.iter().map(split).collect();
         // Sorted by elements, a path that is a prefix of another stands right before it or its siblings.
@@ -209,7 +213,23 @@ impl Store {
             collisions: Vec::new(),
             notes: Vec::new(),
             listing,
+            sums: None,
         })
+    }
+
+    /// Checks that every array that was sealed is among these: nothing else says what there should be.
+    fn none_is_lost(&self, names: &[String]) -> Result<()> {
+        let sealed = self.sums.iter().flat_map(|sums| sums.below(&self.dir)).filter_map(|file| {
+            let file = std::str::from_utf8(file).ok()?;
+            META_KEYS.iter().find_map(|meta| Some(file.strip_suffix(meta)?.trim_end_matches('/').to_owned()))
+        });
+        match sealed.into_iter().find(|name| names.binary_search(name).is_err()) {
+            None => Ok(()),
+            Some(lost) => {
+                Err(Error::not_found("an array is missing that was there when the checkpoint was sealed")
+                    .at("array", lost))
+            }
+        }
     }
 
     /// The metadata of every named array, in two batches at most: what the database points at or the likelier file name,
@@ -256,7 +276,12 @@ impl Store {
             }
             for ((number, meta, in_index), answer) in asked.drain(..).zip(ask.ask(std::mem::take(&mut needs)).await?) {
                 match answer {
-                    Answer::Bytes(bytes) => found[number] = Some(Found { meta, bytes, in_index }),
+                    Answer::Bytes(bytes) => {
+                        if let Some(sums) = self.sums.as_ref().filter(|_| !in_index) {
+                            sums.check_file(&self.dir.join(&names[number])?.join(meta)?, &bytes)?;
+                        }
+                        found[number] = Some(Found { meta, bytes, in_index });
+                    }
                     Answer::Missing if in_index => {
                         return Err(Error::not_found("a data file of the checkpoint is missing")
                             .at("array", &names[number])
@@ -396,7 +421,13 @@ impl Builder {
             (Some(index), true) => Values::Keys { index: Arc::clone(index), prefix: key_prefix(name).into_bytes() },
             _ => Values::Directory(self.store.dir.join(name)?),
         };
-        self.catalog.arrays.push(StoredArray { name: name.to_owned(), meta, values, every_chunk_stored });
+        self.catalog.arrays.push(StoredArray {
+            name: name.to_owned(),
+            meta,
+            values,
+            every_chunk_stored,
+            sums: self.store.sums.clone(),
+        });
         Ok(self.catalog.arrays.len() - 1)
     }
 
@@ -443,7 +474,8 @@ impl Builder {
                 let key = meta.keys.key(&vec![0; inline.shape.len()]);
                 let index = Index::new(Vec::new(), vec![(Bytes::from(key), kv::Value::Inline(inline.data.clone()))]);
                 let values = Values::Keys { index: Arc::new(index), prefix: Vec::new() };
-                self.catalog.arrays.push(StoredArray { name, meta: Arc::new(meta), values, every_chunk_stored: true });
+                let meta = Arc::new(meta);
+                self.catalog.arrays.push(StoredArray { name, meta, values, every_chunk_stored: true, sums: None });
                 LeafKind::Array(self.catalog.arrays.len() - 1)
             }
             Node::Unsupported(what) => LeafKind::Unreadable { kind: ErrorKind::Unsupported, why: what.clone() },
@@ -566,7 +598,7 @@ pub(super) fn plain_meta(dtype: DType, shape: Vec<u64>, codecs: Vec<ByteCodec>) 
 }
 
 /// The keys of array metadata, zarr v3 first.
-const META_KEYS: [&str; 2] = ["zarr.json", ".zarray"];
+pub(super) const META_KEYS: [&str; 2] = ["zarr.json", ".zarray"];
 
 /// As many metadata documents are parsed before a thread has been started.
 const DOCUMENTS_PARSED_ALONE: usize = 256;

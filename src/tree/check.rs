@@ -1,66 +1,85 @@
-//! One unit of a plan for `verify`: read, checked, decoded, and forgotten.
+//! Units of plans for `verify` and `seal`: read, checked, decoded, and forgotten.
 
 use std::os::unix::fs::FileExt;
-use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 
-use super::land::{inner_chunk, usize_of};
+use super::land::{inner_of, located, usize_of};
 use crate::decode::{self, Decoder};
 use crate::dtype::DType;
 use crate::error::{Error, Result};
-use crate::io::{OpenFile, Ring, Root, read_error};
+use crate::io::{OpenFile, Ring, Root, Slot, read_error, short_file};
+use crate::layout::orbax::sums::ValueSum;
 use crate::limits::ZSTD_WINDOW_LOG_MAX;
 use crate::plan::{Plan, Source, Unit, UnitArray};
 
-/// Reads a unit in pieces of a slot, checks and decodes it, and keeps nothing.
+/// Does something with every unit of these plans, on so many threads, and with the file that it is in, which is there and long
+/// enough. What comes of each, in order; errors say where.
+pub(super) fn each_unit<T: Send>(
+    plans: &[Plan],
+    root: &Root,
+    workers: usize,
+    work: impl Fn(&Plan, &Unit, Option<&OpenFile>) -> Result<T> + Sync,
+) -> Vec<Result<T>> {
+    let units: Vec<(&Plan, &Unit)> =
+        plans.iter().flat_map(|plan| plan.units.iter().map(move |unit| (plan, unit))).collect();
+    let next = AtomicUsize::new(0);
+    let done: Mutex<Vec<(usize, Result<T>)>> = Mutex::new(Vec::with_capacity(units.len()));
+    std::thread::scope(|scope| {
+        for _ in 0..workers.min(units.len()) {
+            scope.spawn(|| {
+                loop {
+                    let number = next.fetch_add(1, Ordering::Relaxed);
+                    let Some(&(plan, unit)) = units.get(number) else { return };
+                    let result = file_of(plan, unit, root).and_then(|file| work(plan, unit, file.as_ref()));
+                    let result = result.map_err(|error| located(error, plan, unit));
+                    done.lock().unwrap_or_else(PoisonError::into_inner).push((number, result));
+                }
+            });
+        }
+    });
+    let mut done = done.into_inner().unwrap_or_else(PoisonError::into_inner);
+    done.sort_unstable_by_key(|(number, _)| *number);
+    done.into_iter().map(|(_, result)| result).collect()
+}
+
+/// The file of a unit, if it is in one.
+fn file_of(plan: &Plan, unit: &Unit, root: &Root) -> Result<Option<OpenFile>> {
+    let Source::File { file, offset, len } = unit.source else { return Ok(None) };
+    let path = &plan.files[file as usize];
+    let open = root
+        .file(path)?
+        .ok_or_else(|| Error::not_found("a data file of the checkpoint is missing").at("file", root.shown(path)))?;
+    match offset.checked_add(len).filter(|end| *end <= open.size()) {
+        Some(_) => Ok(Some(open)),
+        None => Err(short_file(&root.shown(path), offset, len, open.size())),
+    }
+}
+
+/// Reads a unit in pieces of a slot, checks and decodes it, and keeps nothing but the checksum of what is stored, its offset
+/// counted from the source: that of a shard's inner chunk, where the unit is a shard that has one.
 pub(super) fn check_unit(
     plan: &Plan,
     unit: &Unit,
     file: Option<&OpenFile>,
     root: &Root,
     ring: &Arc<Ring>,
-) -> Result<()> {
+) -> Result<ValueSum> {
     let array = &plan.arrays[unit.array as usize];
-    let mut slot = ring.slot()?;
-    let mut out = ring.slot()?;
-    let mut decoder: Option<Box<dyn Decoder>> = None;
-    let mut written = 0;
-    let mut decode = |stored: &[u8], encoded: u64| -> Result<()> {
-        let mut stored = stored;
-        let whole = unit.whole && !array.codecs.is_empty();
-        if !whole {
-            return memory_form(array.dtype, stored, unit.skip);
-        }
-        let decoder = match &mut decoder {
-            Some(decoder) => decoder,
-            none => none.insert(decode::decoder(
-                &array.codecs,
-                encoded,
-                unit.decoded_bytes,
-                true,
-                1 << ZSTD_WINDOW_LOG_MAX,
-            )?),
-        };
-        loop {
-            // The decoder may write exactly what is missing, so that the format's trailer is read with no output left.
-            let room = usize_of((unit.decoded_bytes - written).min(out.len() as u64))?;
-            let step = decoder.step(stored, &mut out[..room])?;
-            memory_form(array.dtype, &out[..step.written], written)?;
-            written += step.written as u64;
-            stored = &stored[step.read..];
-            if step.read == 0 && step.written == 0 {
-                return Ok(());
-            }
-        }
+    let mut checked = Checked {
+        unit,
+        array,
+        out: ring.slot()?,
+        decoder: None,
+        read: 0,
+        written: 0,
+        sum: ValueSum { offset: 0, len: 0, crc: 0 },
     };
     match (&unit.source, file) {
-        (Source::Fill(_), _) => return Ok(()),
-        (Source::Inline(bytes), _) => {
-            let stored = stored_part(unit, array, bytes)?;
-            if let Some(stored) = stored {
-                decode(stored, stored.len() as u64)?;
-            }
-        }
+        (Source::Fill(_), _) => return Ok(checked.sum),
+        (Source::Inline(bytes), _) => checked.feed(bytes)?,
         (Source::File { offset, len, .. }, Some(file)) => {
+            let mut slot = ring.slot()?;
             let mut at = 0;
             // At least once: an empty file is no encoding of anything, which only the decoder can say.
             loop {
@@ -69,11 +88,7 @@ pub(super) fn check_unit(
                 file.file()
                     .read_exact_at(&mut slot[..part], from)
                     .map_err(|error| read_error(error, &root.shown(file.path()), from, part as u64, file.size()))?;
-                // A shard that carries its own index fits one slot, by the plan.
-                let stored = stored_part(unit, array, &slot[..part])?;
-                if let Some(stored) = stored {
-                    decode(stored, if unit.indexed { stored.len() as u64 } else { *len })?;
-                }
+                checked.feed(&slot[..part])?;
                 at += part as u64;
                 if at >= *len {
                     break;
@@ -82,22 +97,90 @@ pub(super) fn check_unit(
         }
         (Source::File { .. }, None) => return Err(Error::bug("a unit has no file")),
     }
-    match decoder {
-        Some(mut decoder) => Ok(decoder.finish()?),
-        None => Ok(()),
-    }
+    checked.finish()
 }
 
-/// The encoded bytes of a unit within its value; `None` if the value says that they are not stored.
-fn stored_part<'v>(unit: &Unit, array: &UnitArray, value: &'v [u8]) -> Result<Option<&'v [u8]>> {
-    match (unit.indexed, array.single) {
-        (true, Some(single)) => match inner_chunk(value, single)? {
-            None if array.every_chunk_stored => {
-                Err(Error::not_found("a shard is empty, although the checkpoint says that every chunk is stored"))
+/// A unit whose stored bytes come piece by piece.
+struct Checked<'a> {
+    unit: &'a Unit,
+    array: &'a UnitArray,
+    out: Slot,
+    decoder: Option<Box<dyn Decoder>>,
+    read: u64,
+    written: u64,
+    sum: ValueSum,
+}
+
+impl Checked<'_> {
+    fn feed(&mut self, piece: &[u8]) -> Result<()> {
+        // A shard that carries its own index comes in one piece, by the plan.
+        let stored = match (self.unit.indexed, self.array.single) {
+            (true, Some(single)) => match inner_of(self.unit, piece, single)? {
+                None if self.array.every_chunk_stored => {
+                    return Err(Error::not_found(
+                        "a shard is empty, although the checkpoint says that every chunk is stored",
+                    ));
+                }
+                None => {
+                    self.note(0, piece);
+                    return Ok(());
+                }
+                Some(inner) => {
+                    self.note(inner.start as u64, &piece[inner.clone()]);
+                    &piece[inner]
+                }
+            },
+            _ => {
+                self.note(0, piece);
+                piece
             }
-            inner => Ok(inner.and_then(|inner| value.get(inner))),
-        },
-        _ => Ok(Some(value)),
+        };
+        if !self.unit.whole || self.array.codecs.is_empty() {
+            memory_form(self.array.dtype, stored, self.unit.skip + self.read)?;
+            self.read += stored.len() as u64;
+            return Ok(());
+        }
+        self.decode(stored)
+    }
+
+    fn note(&mut self, offset: u64, stored: &[u8]) {
+        let ValueSum { len, crc, .. } = self.sum;
+        self.sum = ValueSum { offset, len: len + stored.len() as u64, crc: crc32c::crc32c_append(crc, stored) };
+    }
+
+    fn decode(&mut self, mut stored: &[u8]) -> Result<()> {
+        let encoded = if self.unit.indexed { stored.len() as u64 } else { self.unit.stored_bytes() };
+        let decoder = match &mut self.decoder {
+            Some(decoder) => decoder,
+            none => none.insert(decode::decoder(
+                &self.array.codecs,
+                encoded,
+                self.unit.decoded_bytes,
+                true,
+                1 << ZSTD_WINDOW_LOG_MAX,
+            )?),
+        };
+        loop {
+            // The decoder may write exactly what is missing, so that the format's trailer is read with no output left.
+            let room = usize_of((self.unit.decoded_bytes - self.written).min(self.out.len() as u64))?;
+            let step = decoder.step(stored, &mut self.out[..room])?;
+            memory_form(self.array.dtype, &self.out[..step.written], self.written)?;
+            self.written += step.written as u64;
+            stored = &stored[step.read..];
+            if step.read == 0 && step.written == 0 {
+                return Ok(());
+            }
+        }
+    }
+
+    fn finish(mut self) -> Result<ValueSum> {
+        if let Some(sealed) = self.unit.sum {
+            sealed.check(self.sum.crc)?;
+        }
+        if let Some(decoder) = &mut self.decoder {
+            decoder.finish()?;
+        }
+        Ok(self.sum)
     }
 }
 

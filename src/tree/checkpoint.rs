@@ -18,6 +18,7 @@ use crate::io::{Root, serve};
 use crate::keypath::KeyPath;
 use crate::layout::orbax::metadata::Container;
 use crate::layout::{self, Description, Entry, Format, Item, ItemKind, Step, StepChoice, default_item};
+use crate::limits::REPLACED_TRIES_MAX;
 use crate::need::{Asker, Machine};
 use crate::plan::{self, Limits, Plan, Spec, StoredArray};
 use crate::relpath::RelPath;
@@ -85,9 +86,22 @@ impl Checkpoint {
     /// # Errors
     /// A path that is missing or holds no checkpoint, an item or step that is not there, metadata that is damaged.
     pub fn open(path: impl AsRef<Path>, options: &OpenOptions) -> Result<Self> {
+        let path = path.as_ref();
+        let mut tries = 0;
+        loop {
+            let before = directory_at(path);
+            let result = Self::open_once(path, options);
+            tries += 1;
+            // What was replaced while it was opened is being removed: the new one is opened instead.
+            if result.is_ok() || tries == REPLACED_TRIES_MAX || directory_at(path) == before {
+                return result;
+            }
+        }
+    }
+
+    fn open_once(path: &Path, options: &OpenOptions) -> Result<Self> {
         let start = Instant::now();
-        let (path, item) = (path.as_ref(), options.item.as_deref());
-        Self::described(path, describe(path, options)?, item, start)
+        Self::described(path, describe(path, options)?, options.item.as_deref(), start)
     }
 
     /// Opens an item of what was described before, since then.
@@ -136,6 +150,12 @@ impl Checkpoint {
     /// The item whose tree this is; `None` for safetensors, empty for a bare item.
     pub fn item(&self) -> Option<&str> {
         self.0.item.as_deref()
+    }
+
+    /// The directory of the item; none of safetensors.
+    pub(super) fn item_dir(&self) -> Option<&RelPath> {
+        let name = self.item()?;
+        self.0.description.items.iter().find(|item| item.name == name).map(|item| &item.dir)
     }
 
     /// Every leaf, in stored order.
@@ -380,6 +400,12 @@ pub(super) fn open_root(path: &Path) -> Result<(Root, Entry)> {
         _ => Path::new("."),
     };
     Ok((Root::open(parent)?, Entry::File(name)))
+}
+
+/// Which directory or file is at a path now, by its device and number.
+fn directory_at(path: &Path) -> Option<(u64, u64)> {
+    use std::os::unix::fs::MetadataExt;
+    std::fs::metadata(path).ok().map(|found| (found.dev(), found.ino()))
 }
 
 /// Where a checkpoint is that an interrupted overwrite moved aside.

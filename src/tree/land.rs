@@ -14,6 +14,7 @@ use crate::decode::{self, Decoder};
 use crate::dtype::CastPolicy;
 use crate::error::{Error, Result};
 use crate::io::{Ring, Slot};
+use crate::layout::orbax::sums::ValueSum;
 use crate::place::Gpu;
 use crate::place::parcel::{Carried, Span};
 use crate::plan::route::{Elements, Route, routes};
@@ -174,8 +175,11 @@ impl Landing {
         if let Source::Fill(element) = &unit.source {
             return self.fill(unit, array, element, carrier);
         }
+        if let Some(sum) = unit.sum {
+            check_sum(&sum, stored.bytes())?;
+        }
         let stored = match (unit.indexed, array.single) {
-            (true, Some(single)) => match inner_chunk(stored.bytes(), single)? {
+            (true, Some(single)) => match inner_of(unit, stored.bytes(), single)? {
                 Some(inner) => stored
                     .part(inner.start, inner.len())
                     .ok_or_else(|| Error::bug("an inner chunk outside its shard"))?,
@@ -383,6 +387,8 @@ struct Lies {
 pub(super) struct Stream {
     decoder: Box<dyn Decoder>,
     output: Output,
+    /// The checksum that is wanted of all that is fed, and that of what was.
+    sum: Option<(ValueSum, u32)>,
 }
 
 enum Output {
@@ -414,12 +420,15 @@ impl Stream {
             let slab = slabs.next();
             Output::Slabs { slabs, slab, buffer: ring.slot()?, filled: 0 }
         };
-        Ok(Self { decoder, output })
+        Ok(Self { decoder, output, sum: unit.sum.map(|sum| (sum, 0)) })
     }
 
     /// Decodes the next stored bytes, and places every slab that they complete.
     pub(super) fn feed(&mut self, landing: &Landing, unit: &Unit, mut stored: &[u8], ring: &Arc<Ring>) -> Result<()> {
         let array = &landing.plan.arrays[unit.array as usize];
+        if let Some((_, crc)) = &mut self.sum {
+            *crc = crc32c::crc32c_append(*crc, stored);
+        }
         loop {
             let start = Instant::now();
             let step = match &mut self.output {
@@ -474,6 +483,9 @@ impl Stream {
 
     /// Ends the unit: everything was fed.
     pub(super) fn finish(mut self, unit: &Unit) -> Result<()> {
+        if let Some((sum, crc)) = self.sum {
+            sum.check(crc)?;
+        }
         self.decoder.finish()?;
         let complete = match &self.output {
             Output::Direct(written) => *written as u64 == unit.decoded_bytes,
@@ -512,6 +524,25 @@ pub(super) fn leaves_of(plan: &Plan, unit: &Unit) -> Vec<usize> {
     leaves.sort_unstable();
     leaves.dedup();
     leaves
+}
+
+/// Checks the part of a unit's stored bytes that was sealed.
+fn check_sum(sum: &ValueSum, stored: &[u8]) -> Result<()> {
+    let end = sum.offset.saturating_add(sum.len);
+    let part = stored.get(usize_of(sum.offset)?..usize_of(end)?);
+    sum.check(crc32c::crc32c(part.ok_or_else(|| Error::bug("a unit ends before its checksum"))?))
+}
+
+/// Where the only inner chunk of a unit's value is in it; `None` if it is absent. If it was sealed, it is what was sealed.
+pub(super) fn inner_of(unit: &Unit, stored: &[u8], single: SingleShard) -> Result<Option<std::ops::Range<usize>>> {
+    let inner = inner_chunk(stored, single)?;
+    let range = inner.clone().unwrap_or(0..stored.len());
+    let sealed = unit.sum.is_none_or(|sum| (sum.offset, sum.len) == (range.start as u64, range.len() as u64));
+    if sealed {
+        Ok(inner)
+    } else {
+        Err(Error::corrupt("a shard's index points at another place than when it was sealed"))
+    }
 }
 
 /// Where the only inner chunk of a shard is in it; `None` if it is absent.

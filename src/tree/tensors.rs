@@ -29,8 +29,8 @@ pub(super) async fn read_safetensors(ask: &Asker, source: &safetensors::Source) 
                     .found(format_args!("{:?}", tensor.shape))
             })?;
             let values = Values::Extent { path: file.path.clone(), offset: tensor.offset, len: tensor.len };
-            let array =
-                StoredArray { name: tensor.name.clone(), meta: Arc::new(meta), values, every_chunk_stored: true };
+            let name = tensor.name.clone();
+            let array = StoredArray { name, meta: Arc::new(meta), values, every_chunk_stored: true, sums: None };
             let path = KeyPath(vec![Key::Name(tensor.name)]);
             catalog.leaves.push(LeafInfo { path, kind: LeafKind::Array(catalog.arrays.len()), saved: None });
             catalog.arrays.push(array);

@@ -1,25 +1,26 @@
 //! Is a checkpoint intact? Structure and every reference; with `deep` every stored byte is read, checked and decoded.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::path::Path;
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Instant;
 
 use super::catalog::LeafKind;
-use super::check::check_unit;
+use super::check::{check_unit, each_unit};
 use super::checkpoint::{Checkpoint, OpenOptions, ask, describe_listed, directory_name};
 use super::engine::EngineOptions;
 use super::inline::whole_wants;
-use super::land::{decoder_cost, located};
+use super::land::decoder_cost;
+pub use super::orphans::Orphan;
+use super::orphans::orphans;
 use crate::error::{Error, ErrorKind, Result};
 use crate::io::store::{Leftover, leftovers};
-use crate::io::{Ring, Root, short_file};
+use crate::io::{Ring, Root};
 use crate::layout::orbax::step::is_temporary;
 use crate::layout::orbax::tree::read_json;
 use crate::layout::orbax::{checkpoint, tree};
 use crate::layout::{Description, Format, ItemKind};
-use crate::plan::{self, Plan, Source, Verify};
+use crate::plan::{self, Plan, Verify};
 use crate::relpath::RelPath;
 
 /// What [`verify`] finds.
@@ -39,6 +40,10 @@ pub struct Verified {
     pub problems: Vec<Problem>,
     /// What crashed saves left beside it under its name, and in it: no damage, and safe to remove unless it is the only copy.
     pub leftovers: Vec<Leftover>,
+    /// Bytes that nothing refers to, by file: no damage, and normal in databases.
+    pub orphans: Vec<Orphan>,
+    /// What was told already, so that many of a kind cost no more than their number.
+    told: HashSet<String>,
 }
 
 /// One thing that is wrong.
@@ -189,7 +194,10 @@ impl Verified {
             data_affected,
             message: error.to_string(),
         };
-        if !self.problems.contains(&problem) {
+        // A file that is not there is missing once for each array in it, whatever the number of its chunks.
+        let chunkless = error.kind() == ErrorKind::NotFound && problem.file.is_some();
+        let what = if chunkless { error.what() } else { &problem.message };
+        if self.told.insert(format!("{item}\0{:?}\0{:?}\0{what}", problem.leaf, problem.file)) {
             self.problems.push(problem);
         }
         Ok(())
@@ -210,6 +218,7 @@ fn verify_tree(
     }
     let limits = EngineOptions { verify: Verify::Full, ..*engine }.limits()?;
     let mut plans: Vec<Plan> = Vec::new();
+    let mut planned = Vec::new();
     for leaf in checkpoint.leaves() {
         let path = leaf.path.to_string();
         if let LeafKind::Unreadable { kind, why } = &leaf.kind {
@@ -219,59 +228,30 @@ fn verify_tree(
         let wants = whole_wants(checkpoint.arrays(), [array]);
         let arrays = checkpoint.arrays();
         match ask(root, |asker| async move { plan::build(&asker, arrays, wants, limits, decoder_cost).await }) {
-            Ok(plan) => plans.push(plan),
+            Ok(plan) => {
+                plans.push(plan);
+                planned.push(&arrays[array]);
+            }
             Err(error) => found.problem(item, Some(&path), true, error.at("leaf", &path))?,
         }
     }
-    let units: Vec<(usize, usize)> = plans
-        .iter()
-        .enumerate()
-        .flat_map(|(plan, planned)| (0..planned.units.len()).map(move |unit| (plan, unit)))
-        .collect();
-    let next = AtomicUsize::new(0);
-    let failed: Mutex<Vec<(usize, Error)>> = Mutex::new(Vec::new());
-    let ring = Ring::new(usize::try_from(limits.slot_bytes).unwrap_or(crate::limits::SLOT_BYTES));
-    std::thread::scope(|scope| {
-        for _ in 0..engine.workers().min(units.len()) {
-            scope.spawn(|| {
-                loop {
-                    let number = next.fetch_add(1, Ordering::Relaxed);
-                    let Some(&(plan, unit)) = units.get(number) else { return };
-                    if let Err(error) = check(&plans[plan], unit, root, deep, &ring) {
-                        failed.lock().unwrap_or_else(PoisonError::into_inner).push((number, error));
-                    }
-                }
-            });
+    if let Some(dir) = checkpoint.item_dir() {
+        found.leftovers.extend(leftovers(&root.path().join(dir.as_path())).unwrap_or_default());
+        let lost = |found: &mut Verified, error: Error| found.problem(item, None, false, error);
+        match orphans(root, dir, &planned, &plans) {
+            Ok(orphans) => found.orphans.extend(orphans),
+            Err(error) => lost(found, error)?,
         }
+    }
+    let ring = Ring::new(usize::try_from(limits.slot_bytes).unwrap_or(crate::limits::SLOT_BYTES));
+    let checked = each_unit(&plans, root, engine.workers(), |plan, unit, file| match deep {
+        true => check_unit(plan, unit, file, root, &ring).map(drop),
+        false => Ok(()),
     });
     for plan in &plans {
         found.chunks += plan.units.len() as u64;
         found.bytes_stored += plan.units.iter().map(plan::Unit::stored_bytes).sum::<u64>();
         found.bytes_decoded += if deep { plan.bytes_decoded() } else { 0 };
     }
-    let mut failed = failed.into_inner().unwrap_or_else(PoisonError::into_inner);
-    failed.sort_by_key(|(number, _)| *number);
-    failed.into_iter().try_for_each(|(_, error)| found.problem(item, None, true, error))
-}
-
-/// Checks one unit: that its bytes are there and, if deep, that they decode.
-fn check(plan: &Plan, unit: usize, root: &Root, deep: bool, ring: &std::sync::Arc<Ring>) -> Result<()> {
-    let unit = &plan.units[unit];
-    let checked = || {
-        let file = match unit.source {
-            Source::File { file, offset, len } => {
-                let path = &plan.files[file as usize];
-                let open = root.file(path)?.ok_or_else(|| {
-                    Error::not_found("a data file of the checkpoint is missing").at("file", root.shown(path))
-                })?;
-                if offset.checked_add(len).is_none_or(|end| end > open.size()) {
-                    return Err(short_file(&root.shown(path), offset, len, open.size()));
-                }
-                Some(open)
-            }
-            Source::Inline(_) | Source::Fill(_) => None,
-        };
-        if deep { check_unit(plan, unit, file.as_ref(), root, ring) } else { Ok(()) }
-    };
-    checked().map_err(|error| located(error, plan, unit))
+    checked.into_iter().filter_map(Result::err).try_for_each(|error| found.problem(item, None, true, error))
 }

@@ -9,6 +9,8 @@ usage: oracle.py differential --seed N --out DIR [--count K]   random checkpoint
        oracle.py saved --out DIR                               checkpoints that Touchdown saved: does Orbax load them?
        oracle.py converted-make --seed N --out DIR [--count K] files by safetensors, for Touchdown to convert
        oracle.py converted --out DIR                           conversions that Touchdown made: are they what they were?
+       oracle.py sealed-make --out DIR                         checkpoints by Orbax, for Touchdown to seal
+       oracle.py sealed --out DIR                              sealed checkpoints: does Orbax load them?
        oracle.py check --out DIR                               are the dumps of a differential run consistent?
        oracle.py layout-describe --seed N --out DIR [--count K] random trees, for Touchdown to write the metadata of
        oracle.py layout-judge --seed N --out DIR [--count K]   does Orbax load them?
@@ -38,7 +40,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('verb', choices=[
         'differential', 'casts', 'fixtures', 'compat', 'save_formats', 'saved', 'saved-make', 'converted',
-        'converted-make', 'check', 'training-write', 'training-read', 'training-go-on', 'training-policies',
+        'converted-make', 'sealed', 'sealed-make', 'check', 'training-write', 'training-read', 'training-go-on', 'training-policies',
         'layout-describe', 'layout-judge', 'layout-reprs', 'layout-tensors'])
     parser.add_argument('--out', required=True)
     parser.add_argument('--seed', type=int, default=1)
@@ -74,6 +76,9 @@ def main():
     elif args.verb == 'converted-make':
         import converted
         report = converted.make(args.seed, args.out, args.count)
+    elif args.verb.startswith('sealed'):
+        import sealed
+        report = sealed.make(args.out) if args.verb == 'sealed-make' else sealed.judge(args.out)
     elif args.verb == 'check':
         import check
         report = check.run(args.out)

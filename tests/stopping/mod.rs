@@ -84,10 +84,11 @@ impl Drop for WatchedFile {
 
 impl StoreFile for WatchedFile {
     fn write_at(&self, bytes: &[u8], offset: u64) -> io::Result<()> {
-        // One that fails has written half.
-        let half = |_: &io::Error| drop(self.file.write_at(&bytes[..bytes.len() / 2], offset));
-        (self.watch)(Operation::Write(&self.path, bytes.len())).inspect_err(half)?;
-        self.file.write_at(bytes, offset)
+        // One that fails, or dies, has written half.
+        let (half, rest) = bytes.split_at(bytes.len() / 2);
+        self.file.write_at(half, offset)?;
+        (self.watch)(Operation::Write(&self.path, bytes.len()))?;
+        self.file.write_at(rest, offset + half.len() as u64)
     }
     fn sync(&self) -> io::Result<()> {
         // The machine keeps running, so what was written is there all the same.

@@ -33,6 +33,8 @@ mod scan;
 mod version_tree;
 mod write;
 
+#[cfg(any(test, fuzzing))]
+pub(crate) mod fuzz;
 #[cfg(test)]
 mod testing;
 

@@ -28,6 +28,8 @@ pub struct Database {
     pub height: u8,
     /// How many nodes were read.
     pub node_count: usize,
+    /// Where they are: file, first byte, number of bytes.
+    pub nodes: Vec<(RelPath, u64, u64)>,
 }
 
 /// The latest versions of several databases, seen as one.
@@ -56,7 +58,8 @@ pub async fn scan(ask: &Asker, root: &RelPath) -> Result<Option<Database>> {
     walk.tree(ask, root, &head).await?;
     let height = head.latest.root_height;
     let (node_count, generation, config) = (walk.budget.node_count, head.latest.generation, head.config);
-    Ok(Some(Database { index: walk.into_index(), config, generation, height, node_count }))
+    let nodes = std::mem::take(&mut walk.nodes);
+    Ok(Some(Database { index: walk.into_index(), config, generation, height, node_count, nodes }))
 }
 
 /// Reads the databases in several directories as one: what a save leaves that never merged its processes' databases.
@@ -140,6 +143,7 @@ fn decode_manifest(bytes: &[u8], path: &RelPath) -> Result<Manifest> {
 /// What has been found so far, of one database or several.
 #[derive(Default)]
 struct Walk {
+    nodes: Vec<(RelPath, u64, u64)>,
     entries: Vec<(Bytes, Value)>,
     files: Files,
     budget: Budget,
@@ -173,6 +177,7 @@ impl Walk {
         let first_entry = self.entries.len();
         loop {
             let answers = ask.ask(level.iter().map(Pending::need).collect()).await?;
+            self.nodes.extend(level.iter().map(|node| (node.file.clone(), node.place.offset, node.place.len)));
             let mut below = Vec::new();
             for (node, answer) in level.iter().zip(answers) {
                 let encoded = match answer {

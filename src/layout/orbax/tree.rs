@@ -8,7 +8,7 @@ use serde_json::Value;
 use super::metadata::{Container, TreeMetadata, ValueType, collisions, param_name, shared_names};
 use super::msgpack::{self, Node};
 use super::sharding::SavedSharding;
-use super::sums::{self, SUMS_FILE};
+use super::sums::{self, SUMS_FILE, ValueSums};
 use super::{array_metadata, json, metadata, sharding, strings};
 use crate::error::{Error, Result};
 use crate::keypath::{Key, KeyPath};
@@ -26,6 +26,8 @@ pub enum TreeRead {
     NoStructure {
         /// The entries of the item directory.
         listing: Vec<DirEntry>,
+        /// Checksums of its values, if it was sealed.
+        sums: Option<ValueSums>,
     },
 }
 
@@ -50,6 +52,8 @@ pub struct TreeItem {
     pub notes: Vec<Error>,
     /// The entries of the item directory.
     pub listing: Vec<DirEntry>,
+    /// Checksums of its values, if it was sealed.
+    pub sums: Option<ValueSums>,
 }
 
 /// One leaf.
@@ -115,17 +119,18 @@ pub async fn read_tree(ask: &Asker, item_dir: &RelPath) -> Result<TreeRead> {
         return Err(Error::not_found("no such item directory").at("directory", item_dir));
     };
     let item = Item { ask, dir: item_dir, listing: &listing };
-    let parts = item.read_parts().await?;
+    let mut parts = item.read_parts().await?;
     let mut notes = Vec::new();
     let mut tree = match (&parts.metadata, &parts.msgpack) {
         (Some(file), _) => item.described_by_metadata(file, &parts).await?,
         (None, Some(file)) => item.described_by_msgpack(file, &parts).await?,
-        (None, None) => return Ok(TreeRead::NoStructure { listing }),
+        (None, None) => return Ok(TreeRead::NoStructure { listing, sums: parts.sums }),
     };
     item.add_shardings(&mut tree, &parts, &mut notes);
     item.add_key_types(&mut tree, &parts, &mut notes).await?;
     tree.notes = notes;
     tree.listing = listing;
+    tree.sums = parts.sums.take();
     Ok(TreeRead::Tree(Box::new(tree)))
 }
 
@@ -166,6 +171,7 @@ struct Parts {
     sharding: Option<Bytes>,
     strings: Option<Value>,
     array_metadata: Option<Bytes>,
+    sums: Option<ValueSums>,
 }
 
 impl Item<'_> {
@@ -174,18 +180,16 @@ impl Item<'_> {
         let is_described = kind(self.listing, METADATA_FILE).is_some();
         // With `_METADATA` the msgpack file is wanted only for values that it says are there, and may be large.
         let wants_msgpack = has_file(self.listing, MSGPACK_FILE) && !is_described;
-        let wants_array_metadata = has_dir(self.listing, ARRAY_METADATA_DIR);
+        let is_tree = is_described || wants_msgpack;
+        let has = |name: &str| is_tree && has_file(self.listing, name);
         let needs = [
             (is_described, METADATA_FILE, METADATA_FILE_BYTES_MAX),
             (wants_msgpack, MSGPACK_FILE, MSGPACK_FILE_BYTES_MAX),
-            (has_file(self.listing, SHARDING_FILE), SHARDING_FILE, METADATA_FILE_BYTES_MAX),
-            (has_file(self.listing, STRINGS_FILE), STRINGS_FILE, METADATA_FILE_BYTES_MAX),
-            (wants_array_metadata, FIRST_ARRAY_METADATA_FILE, METADATA_FILE_BYTES_MAX),
+            (has(SHARDING_FILE), SHARDING_FILE, METADATA_FILE_BYTES_MAX),
+            (has(STRINGS_FILE), STRINGS_FILE, METADATA_FILE_BYTES_MAX),
+            (is_tree && has_dir(self.listing, ARRAY_METADATA_DIR), FIRST_ARRAY_METADATA_FILE, METADATA_FILE_BYTES_MAX),
             (has_file(self.listing, SUMS_FILE), SUMS_FILE, METADATA_FILE_BYTES_MAX),
         ];
-        if !is_described && !wants_msgpack {
-            return Ok(Parts::default());
-        }
         let wanted = needs.iter().filter(|(wanted, ..)| *wanted);
         let wanted = wanted.map(|&(_, name, max)| Ok(Need::File { path: self.path(name)?, max }));
         let mut answers = self.ask.ask(wanted.collect::<Result<_>>()?).await?.into_iter();
@@ -194,21 +198,25 @@ impl Item<'_> {
             None => Ok(None),
         };
         let [metadata, msgpack, sharding, strings, array_metadata, sums] = needs.map(|(wanted, ..)| answer(wanted));
-        let (metadata, sharding, strings, array_metadata) = (metadata?, sharding?, strings?, array_metadata?);
+        let (metadata, msgpack, sharding, strings, array_metadata) =
+            (metadata?, msgpack?, sharding?, strings?, array_metadata?);
         let checked = [
             (METADATA_FILE, metadata.as_ref()),
             (SHARDING_FILE, sharding.as_ref()),
             (STRINGS_FILE, strings.as_ref()),
             (FIRST_ARRAY_METADATA_FILE, array_metadata.as_ref()),
         ];
-        sums::check(self.dir, sums?.as_ref(), checked)?;
+        let values = sums::check(self.dir, sums?.as_ref(), checked)?.values(self.dir)?;
+        if let (Some(values), Some(file)) = (&values, &msgpack) {
+            values.check_file(&self.path(MSGPACK_FILE)?, file)?;
+        }
         let strings = match strings {
             Some(file) => {
                 Some(json::parse(&file).map_err(|error| self.corrupt(&error, Some(error.offset), STRINGS_FILE))?)
             }
             None => None,
         };
-        Ok(Parts { metadata, msgpack: msgpack?, sharding, strings, array_metadata })
+        Ok(Parts { metadata, msgpack, sharding, strings, array_metadata, sums: values })
     }
 
     /// The tree that `_METADATA` describes.
@@ -221,6 +229,9 @@ impl Item<'_> {
             && let Some(file) = self.ask.file(self.path(MSGPACK_FILE)?, MSGPACK_FILE_BYTES_MAX).await?
         {
             // Positions are written as list indices or as map keys: what identifies a leaf is the text.
+            if let Some(sums) = &parts.sums {
+                sums.check_file(&self.path(MSGPACK_FILE)?, &file)?;
+            }
             let leaves = self.msgpack_leaves(&file)?.into_iter();
             aggregated = leaves.map(|(path, kind)| (texts(&path), kind)).collect();
         }
@@ -242,7 +253,7 @@ impl Item<'_> {
             StoredLeaf { path: entry.path, kind, sharding: None, key_impl: None }
         });
         let leaves = leaves.collect();
-        let (notes, listing) = (Vec::new(), Vec::new());
+        let (notes, listing, sums) = (Vec::new(), Vec::new(), None);
         Ok(TreeItem {
             leaves,
             use_ocdbt,
@@ -253,6 +264,7 @@ impl Item<'_> {
             collisions,
             notes,
             listing,
+            sums,
         })
     }
 
@@ -276,6 +288,7 @@ impl Item<'_> {
             collisions,
             notes: Vec::new(),
             listing: Vec::new(),
+            sums: None,
         })
     }
 

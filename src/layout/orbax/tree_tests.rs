@@ -97,7 +97,7 @@ fn aggregated_values_come_from_the_msgpack_file() {
 fn an_item_without_structure_says_so() {
     let dir = Dir::new().file("item/w/.zarray", "{}").file("item/_sharding", "{");
     let read = dir.run(|ask| async move { read_tree(&ask, &RelPath::new("item").unwrap()).await }).unwrap();
-    assert!(matches!(read, TreeRead::NoStructure { listing } if listing.len() == 2));
+    assert!(matches!(read, TreeRead::NoStructure { listing, .. } if listing.len() == 2));
     assert_eq!(error(&Dir::new()).kind(), crate::ErrorKind::NotFound);
 }
 

@@ -122,7 +122,15 @@ pub(in crate::tree) fn now_ns() -> u64 {
 }
 
 /// Appends the nodes to the last data file, makes the data durable, and writes the manifest that refers to all of it.
-fn write_database(staged: &mut StagedDir, dir: &RelPath, mut written: Written, options: &SaveOptions) -> Result<()> {
+///
+/// # Errors
+/// A key twice; whatever the file system refuses.
+pub(in crate::tree) fn write_database(
+    staged: &mut StagedDir,
+    dir: &RelPath,
+    mut written: Written,
+    options: &SaveOptions,
+) -> Result<()> {
     if written.entries.is_empty() {
         // Without arrays there is no database, as Orbax has it.
         return Ok(());

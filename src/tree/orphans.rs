@@ -1,0 +1,120 @@
+//! Bytes of an item that nothing leads to: what earlier commits of a database left behind, chunks outside their array's grid.
+//!
+//! They are no damage, and normal in a database that was written in several commits.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::os::unix::fs::FileExt;
+
+use super::catalog::META_KEYS;
+use super::checkpoint::ask;
+use super::land::usize_of;
+use crate::error::Result;
+use crate::io::{OpenFile, Root, read_error};
+use crate::kv::{Value, ocdbt};
+use crate::limits::ALIGN_BYTES;
+use crate::need::EntryKind;
+use crate::plan::{Plan, StoredArray, Values};
+use crate::relpath::RelPath;
+
+/// Bytes of a file that nothing refers to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Orphan {
+    /// The file.
+    pub path: String,
+    /// How many of its bytes.
+    pub bytes: u64,
+}
+
+/// Ranges that are referred to: first and one past the last byte.
+type Used = BTreeMap<RelPath, Vec<(u64, u64)>>;
+
+/// The orphans of an item, sorted by file. `plans` are those of these whole arrays.
+pub(super) fn orphans(root: &Root, dir: &RelPath, arrays: &[&StoredArray], plans: &[Plan]) -> Result<Vec<Orphan>> {
+    let mut used = Used::new();
+    let mut dirs = BTreeSet::new();
+    for database in databases(root, dir)? {
+        dirs.insert(database.join("d")?);
+        // What cannot be read leads nowhere; that the item's own database is damaged is told elsewhere.
+        let scanned = ask(root, |asker| async move { ocdbt::scan(&asker, &database).await });
+        let Ok(Some(scanned)) = scanned else { continue };
+        for (file, offset, len) in scanned.nodes {
+            used.entry(file).or_default().push((offset, offset.saturating_add(len)));
+        }
+        for (_, value) in scanned.index.entries() {
+            if let Value::Extent(extent) = value {
+                let range = (extent.offset, extent.offset.saturating_add(extent.len));
+                used.entry(scanned.index.file(extent.file).clone()).or_default().push(range);
+            }
+        }
+    }
+    let mut found = Vec::new();
+    for dir in dirs {
+        for entry in root.list(&dir)?.unwrap_or_default().iter().filter(|entry| entry.kind == EntryKind::File) {
+            let path = dir.join(&entry.name)?;
+            let Some(file) = root.file(&path)? else { continue };
+            let bytes = unused(root, &file, used.remove(&path).unwrap_or_default())?;
+            found.extend((bytes > 0).then(|| Orphan { path: root.shown(&path), bytes }));
+        }
+    }
+    let chunks: BTreeSet<&RelPath> = plans.iter().flat_map(|plan| &plan.files).collect();
+    for array in arrays {
+        if let Values::Directory(dir) = &array.values {
+            files(root, dir, array.meta.shape.len() + 1, &mut |path, size| {
+                let name = path.as_path().file_name().map(|name| name.to_string_lossy().into_owned());
+                let known = chunks.contains(path) || META_KEYS.iter().any(|meta| name.as_deref() == Some(meta));
+                found.extend((!known).then(|| Orphan { path: root.shown(path), bytes: size }));
+            })?;
+        }
+    }
+    found.sort_by(|a, b| a.path.cmp(&b.path));
+    found.dedup();
+    Ok(found)
+}
+
+/// The directories of an item's databases: its own, and those of the processes that wrote it.
+fn databases(root: &Root, dir: &RelPath) -> Result<Vec<RelPath>> {
+    let mut found = vec![dir.clone()];
+    for entry in root.list(dir)?.unwrap_or_default() {
+        if entry.kind == EntryKind::Dir && entry.name.starts_with("ocdbt.process_") {
+            found.push(dir.join(&entry.name)?);
+        }
+    }
+    Ok(found)
+}
+
+/// How many bytes of a file lie in no range. Gaps of zeros that are shorter than a page are padding.
+fn unused(root: &Root, file: &OpenFile, mut ranges: Vec<(u64, u64)>) -> Result<u64> {
+    ranges.sort_unstable();
+    ranges.push((file.size(), file.size()));
+    let (mut at, mut count) = (0, 0);
+    for (start, end) in ranges {
+        let gap = start.min(file.size()).saturating_sub(at);
+        let padding = gap < ALIGN_BYTES && {
+            let mut bytes = vec![0; usize_of(gap)?];
+            file.file()
+                .read_exact_at(&mut bytes, at)
+                .map_err(|error| read_error(error, &root.shown(file.path()), at, gap, file.size()))?;
+            bytes.iter().all(|byte| *byte == 0)
+        };
+        count += if padding { 0 } else { gap };
+        at = at.max(end);
+    }
+    Ok(count)
+}
+
+/// The files below a directory, no deeper than chunks of an array lie.
+fn files(root: &Root, dir: &RelPath, depth: usize, found: &mut impl FnMut(&RelPath, u64)) -> Result<()> {
+    for entry in root.list(dir)?.unwrap_or_default() {
+        let path = dir.join(&entry.name)?;
+        match entry.kind {
+            EntryKind::Dir if depth > 0 => files(root, &path, depth - 1, found)?,
+            EntryKind::File => {
+                if let Some(file) = root.file(&path)? {
+                    found(&path, file.size());
+                }
+            }
+            EntryKind::Dir | EntryKind::Other => {}
+        }
+    }
+    Ok(())
+}

@@ -11,7 +11,7 @@ use std::time::Instant;
 use rayon::ThreadPool;
 
 use super::files::{Storage, Written};
-use super::finish::{finish_checkpoint, finish_tree, now_ns, write_json};
+use super::finish::{JsonItem, finish_checkpoint, finish_tree, now_ns};
 use super::item::{Elements, Item};
 use super::job::{Progress, SaveJob, SaveReport};
 use super::options::SaveOptions;
@@ -21,7 +21,7 @@ use crate::dtype::CastPolicy;
 use crate::error::{Error, ErrorKind, Result};
 use crate::io::{Budget, StagedDir};
 use crate::layout::LayoutKind;
-use crate::layout::orbax::{checkpoint, json, names};
+use crate::layout::orbax::{checkpoint, names};
 use crate::relpath::RelPath;
 use crate::tree::OpenOptions;
 use crate::tree::checkpoint::describe_listed;
@@ -41,7 +41,7 @@ pub(in crate::tree) struct SaveWork {
 /// One item, ready to be written.
 enum Planned {
     Tree(Item),
-    Json { name: String, file: &'static str, handler: &'static str, document: Vec<u8> },
+    Json(JsonItem),
 }
 
 impl SaveWork {
@@ -78,9 +78,7 @@ impl SaveWork {
                     if let Err(error) = names::check_item_name(name) {
                         problems.push(Error::invalid(format!("an item cannot be named `{name}`: {error}")));
                     }
-                    let document = value.to_string().into_bytes();
-                    let (file, handler) = (JSON_FILE, checkpoint::JSON_HANDLER);
-                    planned.push(Planned::Json { name: name.clone(), file, handler, document });
+                    planned.push(Planned::Json(JsonItem::new(name, value)));
                 }
             }
         }
@@ -88,9 +86,7 @@ impl SaveWork {
             if !metrics.is_object() {
                 problems.push(Error::invalid("metrics must be a JSON object").found(metrics));
             }
-            let (file, handler) = (checkpoint::METRICS_ITEM, checkpoint::METRICS_HANDLER);
-            let document = json::metrics_to_bytes(metrics);
-            planned.push(Planned::Json { name: file.to_owned(), file, handler, document });
+            planned.push(Planned::Json(JsonItem::new(checkpoint::METRICS_ITEM, metrics)));
         }
         if let Some(error) = Error::merged(problems) {
             return Err(error.at("destination", path.display()));
@@ -134,9 +130,9 @@ impl SaveWork {
         let items = std::mem::take(&mut self.items);
         for item in &items {
             match item {
-                Planned::Json { name, file, handler, document } => {
-                    write_json(&mut self.staged, name, (file, document), &self.options)?;
-                    handlers.insert(name.clone(), (*handler).to_owned());
+                Planned::Json(item) => {
+                    item.write(&mut self.staged, &self.options)?;
+                    handlers.insert(item.name.clone(), item.handler.to_owned());
                 }
                 Planned::Tree(item) => {
                     report.bytes_stored += self.write_tree(pool, &budget, item)?;
@@ -163,7 +159,7 @@ impl SaveWork {
     fn planned_bytes(&self) -> u64 {
         let jobs = |item: &Planned| match item {
             Planned::Tree(item) => item.jobs.len() as u64,
-            Planned::Json { .. } => 0,
+            Planned::Json(_) => 0,
         };
         self.items.iter().map(jobs).sum::<u64>().saturating_mul(PLANNED_BYTES)
     }
@@ -172,7 +168,7 @@ impl SaveWork {
     fn unit_bytes_max(&self) -> u64 {
         let trees = self.items.iter().filter_map(|item| match item {
             Planned::Tree(item) => Some(item),
-            Planned::Json { .. } => None,
+            Planned::Json(_) => None,
         });
         let costs = trees.flat_map(|item| item.jobs.iter()).map(|job| job.cost(self.staging_bytes).total());
         costs.max().unwrap_or(0)
@@ -228,9 +224,6 @@ fn starts_as_safetensors(path: &Path) -> bool {
     let mut start = [0; 9];
     File::open(path).and_then(|mut file| file.read_exact(&mut start)).is_ok_and(|()| start[8] == b'{')
 }
-
-/// The file of a JSON item.
-const JSON_FILE: &str = "data.json";
 
 /// About what the plan and the index hold of an array with one chunk, in bytes.
 const PLANNED_BYTES: u64 = 2 << 10;

@@ -130,20 +130,25 @@ fn everything_that_is_missing_is_found() {
     }
 }
 
-/// zarr v2 has room for the frame's own checksum only: it guards the elements.
+/// zarr v2 has room for the frame's own checksum only: it guards the elements. Arrays' metadata have one beside them.
 #[test]
 fn flipped_elements_of_version_2_are_found() {
     let home = tempfile::tempdir().unwrap();
     let path = home.path().join("c");
     let options = SaveOptions { zarr: Format::V2, ocdbt: false, ..SaveOptions::default() };
     touchdown::save(&path, &tree(), &options).unwrap();
-    let file = path.join("state/value/0");
-    let bytes = std::fs::read(&file).unwrap();
-    for at in 20..bytes.len() {
-        let mut bad = bytes.clone();
-        bad[at] ^= 1 << (at % 8);
-        std::fs::write(&file, &bad).unwrap();
-        let checkpoint = touchdown::open(&path).unwrap();
-        assert!(touchdown::load(&checkpoint, &checkpoint.target()).is_err(), "byte {at}");
+    for (file, first) in [("state/value/0", 20), ("state/value/.zarray", 0), ("state/inline/.zarray", 0)] {
+        let file = path.join(file);
+        let bytes = std::fs::read(&file).unwrap();
+        for at in first..bytes.len() {
+            let mut bad = bytes.clone();
+            bad[at] ^= 1 << (at % 8);
+            std::fs::write(&file, &bad).unwrap();
+            let whole = touchdown::open(&path).and_then(|open| touchdown::load(&open, &open.target()));
+            assert!(whole.is_err(), "byte {at} of {}", file.display());
+        }
+        std::fs::write(&file, &bytes).unwrap();
     }
+    let open = touchdown::open(&path).unwrap();
+    touchdown::load(&open, &open.target()).unwrap();
 }

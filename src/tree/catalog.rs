@@ -16,7 +16,7 @@ use crate::kv::{self, Index, ocdbt};
 use crate::layout::orbax::metadata::{Container, ValueType, key_prefix};
 use crate::layout::orbax::msgpack::Node;
 use crate::layout::orbax::sharding::{SavedMesh, SavedSharding};
-use crate::layout::orbax::sums::ValueSums;
+use crate::layout::orbax::sums::{Sums, ValueSums};
 use crate::layout::orbax::tree::{StoredKind, StoredLeaf, TreeItem, TreeRead, read_tree};
 use crate::limits::{CHUNKS_LOOKED_UP_MAX, LEAVES_MAX, ZARR_JSON_BYTES_MAX};
 use crate::need::{Answer, Asker, DirEntry, EntryKind, Need, unfit};
@@ -214,6 +214,7 @@ impl Store {
             notes: Vec::new(),
             listing,
             sums: None,
+            documents: Sums::default(),
         })
     }
 
@@ -236,6 +237,7 @@ impl Store {
     /// then the other file name.
     async fn metas(&self, ask: &Asker, names: &[String], zarr3: Option<bool>) -> Result<Vec<Option<Found>>> {
         let mut found: Vec<Option<Found>> = vec![None; names.len()];
+        let mut pointed_at = vec![false; names.len()];
         let mut asked = Vec::new();
         let mut needs = Vec::new();
         for (number, name) in names.iter().enumerate() {
@@ -256,6 +258,7 @@ impl Store {
                             .at("array", name)
                             .found(extent.len));
                     }
+                    pointed_at[number] = true;
                     asked.push((number, meta, true));
                     needs.push(Need::Range {
                         path: index.file(extent.file).clone(),
@@ -268,7 +271,7 @@ impl Store {
         let order = if zarr3 == Some(false) { [META_KEYS[1], META_KEYS[0]] } else { META_KEYS };
         for meta in order {
             for (number, name) in names.iter().enumerate() {
-                if found[number].is_none() && !asked.iter().any(|(have, _, index)| *have == number && *index) {
+                if found[number].is_none() && !pointed_at[number] {
                     asked.push((number, meta, false));
                     let path = self.dir.join(name)?.join(meta)?;
                     needs.push(Need::File { path, max: ZARR_JSON_BYTES_MAX });
@@ -294,6 +297,22 @@ impl Store {
         }
         Ok(found)
     }
+}
+
+/// Checks arrays' metadata that are files by the checksums that the item has of them, all of which must be of one.
+fn check_documents(dir: &RelPath, documents: &Sums, names: &[String], found: &[Option<Found>]) -> Result<()> {
+    if documents.is_empty() {
+        return Ok(());
+    }
+    let mut seen = HashSet::new();
+    for (name, found) in names.iter().zip(found) {
+        let Some(found) = found.as_ref().filter(|found| !found.in_index) else { continue };
+        let file = format!("{}{}", key_prefix(name), found.meta);
+        documents.check(&file, &found.bytes).map_err(|error| error.at("file", format!("{dir}/{file}")))?;
+        seen.insert(file);
+    }
+    let lost = documents.names().find(|name| !seen.contains(*name));
+    lost.map_or(Ok(()), |name| documents.check_absent(name).map_err(|error| error.at("file", format!("{dir}/{name}"))))
 }
 
 /// One array's metadata and where it was found.
@@ -352,6 +371,7 @@ impl Builder {
             }
         }
         let found = self.store.metas(ask, &names, item.use_zarr3).await?;
+        check_documents(&self.store.dir, &item.documents, &names, &found)?;
         self.parsed = parse_all(found.iter().flatten());
         let mut found = names.iter().zip(found);
         let mut meshes: HashMap<Arc<SavedMesh>, usize> = HashMap::new();

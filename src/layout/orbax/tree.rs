@@ -8,7 +8,7 @@ use serde_json::Value;
 use super::metadata::{Container, TreeMetadata, ValueType, collisions, param_name, shared_names};
 use super::msgpack::{self, Node};
 use super::sharding::SavedSharding;
-use super::sums::{self, SUMS_FILE, ValueSums};
+use super::sums::{self, SUMS_FILE, Sums, ValueSums};
 use super::{array_metadata, json, metadata, sharding, strings};
 use crate::error::{Error, Result};
 use crate::keypath::{Key, KeyPath};
@@ -54,6 +54,8 @@ pub struct TreeItem {
     pub listing: Vec<DirEntry>,
     /// Checksums of its values, if it was sealed.
     pub sums: Option<ValueSums>,
+    /// Checksums of its arrays' metadata, where they are files and have some.
+    pub documents: Sums,
 }
 
 /// One leaf.
@@ -131,6 +133,7 @@ pub async fn read_tree(ask: &Asker, item_dir: &RelPath) -> Result<TreeRead> {
     tree.notes = notes;
     tree.listing = listing;
     tree.sums = parts.sums.take();
+    tree.documents = std::mem::take(&mut parts.documents);
     Ok(TreeRead::Tree(Box::new(tree)))
 }
 
@@ -172,6 +175,7 @@ struct Parts {
     strings: Option<Value>,
     array_metadata: Option<Bytes>,
     sums: Option<ValueSums>,
+    documents: Sums,
 }
 
 impl Item<'_> {
@@ -206,7 +210,8 @@ impl Item<'_> {
             (STRINGS_FILE, strings.as_ref()),
             (FIRST_ARRAY_METADATA_FILE, array_metadata.as_ref()),
         ];
-        let values = sums::check(self.dir, sums?.as_ref(), checked)?.values(self.dir)?;
+        let sums = sums::check(self.dir, sums?.as_ref(), checked)?;
+        let (values, documents) = (sums.values(self.dir)?, sums.documents());
         if let (Some(values), Some(file)) = (&values, &msgpack) {
             values.check_file(&self.path(MSGPACK_FILE)?, file)?;
         }
@@ -216,7 +221,7 @@ impl Item<'_> {
             }
             None => None,
         };
-        Ok(Parts { metadata, msgpack, sharding, strings, array_metadata, sums: values })
+        Ok(Parts { metadata, msgpack, sharding, strings, array_metadata, sums: values, documents })
     }
 
     /// The tree that `_METADATA` describes.
@@ -253,7 +258,7 @@ impl Item<'_> {
             StoredLeaf { path: entry.path, kind, sharding: None, key_impl: None }
         });
         let leaves = leaves.collect();
-        let (notes, listing, sums) = (Vec::new(), Vec::new(), None);
+        let (notes, listing, sums, documents) = (Vec::new(), Vec::new(), None, Sums::default());
         Ok(TreeItem {
             leaves,
             use_ocdbt,
@@ -265,6 +270,7 @@ impl Item<'_> {
             notes,
             listing,
             sums,
+            documents,
         })
     }
 
@@ -289,6 +295,7 @@ impl Item<'_> {
             notes: Vec::new(),
             listing: Vec::new(),
             sums: None,
+            documents: Sums::default(),
         })
     }
 

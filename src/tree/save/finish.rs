@@ -8,6 +8,7 @@ use serde_json::Value;
 
 use super::item::Item;
 use super::options::SaveOptions;
+use super::write::stored_key;
 use crate::error::{Error, Result};
 use crate::io::{StagedDir, store};
 use crate::kv::{Index, ocdbt};
@@ -46,6 +47,13 @@ pub(in crate::tree) fn finish_tree(
         files.put(tree::SHARDING_FILE, &sharding::to_bytes(&item.shardings))?;
     }
     files.put(tree::METADATA_FILE, &item.metadata.to_bytes())?;
+    if !options.ocdbt {
+        // They were written before the arrays; in a database they stand in its nodes, which have checksums.
+        for job in item.jobs.iter() {
+            let name = stored_key(&job.name, job.new.format.metadata_key());
+            files.sums.add(&name, &job.new.metadata()?);
+        }
+    }
     files.finish()
 }
 

@@ -83,9 +83,7 @@ impl OrbaxSink {
         let mut options = options.clone();
         options.rich_types |= !tree.containers.is_empty();
         options.custom_metadata = options.custom_metadata.or_else(|| target.checkpoint.checkpoint_metadata().cloned());
-        if let Some(custom) = options.custom_metadata.as_ref().filter(|custom| !custom.is_object()) {
-            problems.push(Error::invalid("custom metadata of a checkpoint must be a JSON object").found(custom));
-        }
+        options.check_custom_metadata(&mut problems);
         let item = Item::plan(ITEM, &tree, (Elements::Later, budget), &options, &mut problems);
         let cast = item.paths.iter().zip(item.jobs.iter()).filter(|(_, job)| job.casts());
         problems.extend(

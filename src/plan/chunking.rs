@@ -104,8 +104,9 @@ fn divided(extents: &[u64], element: u64, limit: u64, least: u64) -> Vec<u64> {
 fn cut_to(extents: &[u64], element: u64, limit: u64) -> Vec<u64> {
     let mut extents = extents.to_vec();
     for dim in 0..extents.len() {
-        let rest = bytes(&extents, element) / extents[dim];
-        extents[dim] = (limit / rest.max(1)).clamp(1, extents[dim]);
+        let whole = extents[dim];
+        extents[dim] = 1;
+        extents[dim] = (limit / bytes(&extents, element).max(1)).clamp(1, whole);
     }
     extents
 }

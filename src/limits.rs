@@ -6,6 +6,9 @@
 /// Most dimensions an array may have. TensorStore, the reference reader, stops at 32.
 pub const RANK_MAX: usize = 32;
 
+/// Most dimensions of an array in zarr v3 that is saved: TensorStore gives the index of a shard one more, and stops at 32.
+pub const SHARDED_RANK_MAX: usize = RANK_MAX - 1;
+
 /// Most dimensions of a box that a kernel copies, after simplification. A view adds at most a few to the dimensions of its
 /// array, and neighbours that lie on end are one; `kernels/descriptor.cuh` has the same number.
 pub const KERNEL_RANK_MAX: usize = 8;
@@ -127,6 +130,10 @@ pub const TENSOR_FILE_BYTES_DEFAULT: u64 = 5_000_000_000;
 /// Most places that are tried to cut an array for a conversion; one that has none among them goes through a scratch file. Grids
 /// of source and destination whose common multiple is further away are as good as none.
 pub const CUTS_TRIED_MAX: usize = 1 << 16;
+
+/// Most numbers that are tried to divide an extent by when an array is divided into chunks: enough to find all divisors of
+/// extents up to 2^40.
+pub const DIVISORS_TRIED_MAX: u64 = 1 << 20;
 
 /// Most files of a source whose sizes and times are compared before an interrupted conversion is gone on with.
 pub const RESUME_FILES_MAX: usize = 1 << 20;

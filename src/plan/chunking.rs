@@ -9,7 +9,7 @@
 //! zarr wants one extent of chunks for the whole array and inner chunks that divide chunks, so both follow from divisors; an
 //! array without good divisors gets fewer, larger ones.
 
-use crate::limits::{CHUNK_PIECE_BYTES_MIN, INNER_CHUNK_BYTES};
+use crate::limits::{CHUNK_PIECE_BYTES_MIN, DIVISORS_TRIED_MAX, INNER_CHUNK_BYTES};
 use crate::shape::Region;
 
 /// Extents of an array's chunks and of the inner chunks in them; at least 1 everywhere.
@@ -38,6 +38,11 @@ pub struct Divide {
 pub fn chunking(shape: &[u64], element: u64, regions: &[Region], divide: Divide) -> Chunking {
     let mut chunk = grid_of(shape, regions).unwrap_or_else(|| shape.to_vec());
     chunk.iter_mut().for_each(|extent| *extent = (*extent).max(1));
+    if shape.contains(&0) && bytes(&chunk, element) > INNER_CHUNK_BYTES {
+        // Its other extents are no measure of anything: no chunk of it is ever written.
+        let chunk = cut_to(&chunk, element, INNER_CHUNK_BYTES);
+        return Chunking { inner: chunk.clone(), chunk };
+    }
     if let Some(limit) = divide.chunk_bytes {
         let parts = divided(&chunk, element, limit, 1);
         // A whole array without good divisors is not cut into single elements: its last chunk may reach beyond it.
@@ -99,8 +104,9 @@ fn divided(extents: &[u64], element: u64, limit: u64, least: u64) -> Vec<u64> {
 fn cut_to(extents: &[u64], element: u64, limit: u64) -> Vec<u64> {
     let mut extents = extents.to_vec();
     for dim in 0..extents.len() {
-        let rest = bytes(&extents, element) / extents[dim];
-        extents[dim] = (limit / rest.max(1)).clamp(1, extents[dim]);
+        let whole = extents[dim];
+        extents[dim] = 1;
+        extents[dim] = (limit / bytes(&extents, element).max(1)).clamp(1, whole);
     }
     extents
 }
@@ -122,8 +128,10 @@ fn bytes(extents: &[u64], element: u64) -> u64 {
     extents.iter().fold(element, |bytes, extent| bytes.saturating_mul(*extent))
 }
 
+/// The divisors of a number; of a very large one only the smallest and what is left of the number by each.
 fn divisors(number: u64) -> impl Iterator<Item = u64> {
-    let small = (1..).take_while(move |part| part * part <= number).filter(move |part| number.is_multiple_of(*part));
+    let small = 1..=number.isqrt().min(DIVISORS_TRIED_MAX);
+    let small = small.filter(move |part| number.is_multiple_of(*part));
     small.flat_map(move |part| [part, number / part])
 }
 
@@ -170,6 +178,21 @@ mod tests {
         assert_eq!(prime, Chunking { chunk: vec![1 << 20], inner: vec![1 << 20] });
         assert_eq!(chunking(&[], 4, &whole(&[]), INNER), Chunking { chunk: vec![], inner: vec![] });
         assert_eq!(chunking(&[0, 3], 4, &whole(&[0, 3]), INNER).chunk, [1, 3]);
+    }
+
+    #[test]
+    fn huge_extents_are_divided_in_bounded_time() {
+        // A prime, and a number of two large prime factors: trial division would not end.
+        for extent in [1_000_000_000_000_000_003, 1_000_000_007 * 1_000_000_009] {
+            for shape in [vec![extent, 0], vec![0, extent], vec![extent], vec![extent, 1, 0, extent]] {
+                let regions = if shape.contains(&0) { Vec::new() } else { whole(&shape) };
+                for divide in [INNER, Divide::default(), Divide { chunk_bytes: Some(100), inner: true }] {
+                    let made = chunking(&shape, 4, &regions, divide);
+                    assert!(made.chunk.iter().zip(&made.inner).all(|(chunk, inner)| chunk.is_multiple_of(*inner)));
+                    assert!(!shape.contains(&0) || bytes(&made.chunk, 4) <= INNER_CHUNK_BYTES, "{shape:?}");
+                }
+            }
+        }
     }
 
     proptest! {

@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 use super::v2::numpy_code;
 use super::{ArrayMeta, ByteCodec, Chunk, ChunkKeys, Endian, Grid, IndexLocation, Layout, Sharded};
 use crate::dtype::{Class, DType};
-use crate::limits::{CHUNKS_MAX, INNER_CHUNKS_MAX, RANK_MAX, ZSTD_LEVEL_MAX, ZSTD_LEVEL_MIN};
+use crate::limits::{CHUNKS_MAX, INNER_CHUNKS_MAX, RANK_MAX, SHARDED_RANK_MAX, ZSTD_LEVEL_MAX, ZSTD_LEVEL_MIN};
 use crate::shape::{byte_count, element_count};
 
 /// An array that is to be stored.
@@ -64,6 +64,9 @@ pub enum NewArrayError {
     /// More than [`RANK_MAX`] dimensions.
     #[error("{0} dimensions, at most {RANK_MAX} are stored")]
     Rank(usize),
+    /// More than [`SHARDED_RANK_MAX`] dimensions in version 3, where every chunk is a shard.
+    #[error("{0} dimensions, at most {SHARDED_RANK_MAX} are stored in zarr v3: TensorStore reads no shards of more")]
+    ShardedRank(usize),
     /// A chunk shape that does not fit the array.
     #[error("the chunk shape {chunk:?} has not as many extents as the shape {shape:?}, or one that is 0")]
     Chunk {
@@ -172,6 +175,9 @@ impl NewArray {
         }
         if self.shape.len() > RANK_MAX {
             return Err(NewArrayError::Rank(self.shape.len()));
+        }
+        if self.format == Format::V3 && self.shape.len() > SHARDED_RANK_MAX {
+            return Err(NewArrayError::ShardedRank(self.shape.len()));
         }
         if let Some(level) = self.compression.level()
             && !(ZSTD_LEVEL_MIN..=ZSTD_LEVEL_MAX).contains(&level)

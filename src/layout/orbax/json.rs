@@ -42,6 +42,17 @@ pub fn from_slice<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, JsonError> {
     }
 }
 
+/// Whether a value is nested no deeper than this many levels; [`parse`] reads [`JSON_DEPTH_MAX`](crate::limits::JSON_DEPTH_MAX)
+/// of them in a document.
+pub fn nests_within(value: &Value, levels: usize) -> bool {
+    match (value, levels.checked_sub(1)) {
+        (Value::Array(items), Some(below)) => items.iter().all(|item| nests_within(item, below)),
+        (Value::Object(members), Some(below)) => members.values().all(|item| nests_within(item, below)),
+        (Value::Array(_) | Value::Object(_), None) => false,
+        _ => true,
+    }
+}
+
 /// A value as `json.dumps` writes it: what a JSON item holds in `data.json`.
 pub fn to_bytes(value: &Value) -> Vec<u8> {
     Doc::Value(value).dumps().into_bytes()
@@ -154,6 +165,17 @@ mod tests {
     #[test]
     fn deep_nesting_is_an_error_not_a_stack_overflow() {
         assert!(parse(&vec![b'['; 1_000_000]).is_err());
+    }
+
+    #[test]
+    fn what_nests_within_the_bound_is_read_again_and_nothing_else() {
+        let nested = |levels| (0..levels).fold(serde_json::json!(1), |value, _| serde_json::json!({"a": [0, value]}));
+        for levels in [0, 1, 60, 63, 64, 65, 200] {
+            let value = nested(levels);
+            let read = parse(&to_bytes(&value)).is_ok();
+            assert_eq!(nests_within(&value, crate::limits::JSON_DEPTH_MAX), read, "{levels}");
+        }
+        assert!(nests_within(&nested(1), 2) && !nests_within(&nested(1), 1));
     }
 
     #[test]

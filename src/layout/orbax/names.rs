@@ -315,13 +315,14 @@ const ARRAY_RESERVED: [&str; 8] = [
 ];
 
 /// The names that Orbax refuses, the files of a checkpoint, and what makes a reader take the checkpoint for an item.
-const ITEM_RESERVED: [&str; 8] = [
+const ITEM_RESERVED: [&str; 9] = [
     "metrics",
     "AUTO",
     checkpoint::DELETION_FILE,
     checkpoint::METADATA_FILE,
     checkpoint::V1_MARKER,
     checkpoint::COMMIT_FILE,
+    sums::SUMS_FILE,
     tree::METADATA_FILE,
     "manifest.ocdbt",
 ];

@@ -32,7 +32,7 @@ use self::scratch::Scratch;
 use self::sink::{Filled, Io, Sink};
 use self::tensors::TensorSink;
 use super::engine::{Engine, EngineOptions};
-use super::save::check_replaced;
+use super::save::check_destination;
 use super::target::Target;
 use crate::error::{Error, ErrorKind, Result};
 use crate::io::store::Becomes;
@@ -116,7 +116,7 @@ impl<'a> Conversion<'a> {
         (found, fingerprint): (Option<Found>, Fingerprint),
     ) -> Result<Self> {
         let (store, save) = (Arc::clone(&options.save.store), &options.save);
-        check_replaced(to, save.overwrite)?;
+        check_destination(to, save.overwrite)?;
         let mut report = ConvertReport::default();
         let (staged, journal, cursor) = match found {
             None => {

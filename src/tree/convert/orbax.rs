@@ -86,9 +86,7 @@ impl OrbaxSink {
         let mut options = options.clone();
         options.rich_types |= !tree.containers.is_empty();
         options.custom_metadata = options.custom_metadata.or_else(|| target.checkpoint.checkpoint_metadata().cloned());
-        if let Some(custom) = options.custom_metadata.as_ref().filter(|custom| !custom.is_object()) {
-            problems.push(Error::invalid("custom metadata of a checkpoint must be a JSON object").found(custom));
-        }
+        options.check_custom_metadata(&mut problems);
         let beside = match json_items(target) {
             Ok(beside) => beside,
             Err(error) => {

@@ -6,7 +6,7 @@ use std::sync::atomic::AtomicU64;
 
 use super::array::ArrayJob;
 use super::gather::Source;
-use super::options::SaveOptions;
+use super::options::{SaveOptions, too_deep};
 use super::tree::{NewArray, NewLeaf, NewPart, Tree};
 use crate::dtype::{CastPolicy, DType};
 use crate::error::{Error, Result};
@@ -71,6 +71,9 @@ impl Item {
             strings: BTreeMap::new(),
             paths: Vec::new(),
         };
+        let custom = tree.custom_metadata.as_ref();
+        let deep = custom.and_then(|custom| too_deep("custom metadata of a tree", custom, 1));
+        problems.extend(deep.map(|error| error.at("item", name)));
         let mut jobs = Vec::new();
         let mut used = vec![false; options.rules.len()];
         for (path, leaf) in &tree.leaves {
@@ -88,6 +91,7 @@ impl Item {
             }
         }
         item.metadata.sort();
+        problems.extend(check_containers(tree).map(|error| error.at("item", name)));
         let unused = options.rules.iter().zip(used).filter(|(_, used)| !used);
         problems.extend(
             unused.map(|((pattern, _), _)| {
@@ -158,6 +162,18 @@ impl Item {
     }
 }
 
+/// Containers that no leaf lies in.
+fn check_containers(tree: &Tree) -> Option<Error> {
+    let above = tree.above_leaves();
+    let nowhere = tree.containers.iter().filter(|(path, _)| !above.contains(path.0.as_slice()));
+    let lines: Vec<String> = nowhere.map(|(path, container)| format!("{path}: {container:?}")).collect();
+    (!lines.is_empty()).then(|| {
+        Error::invalid("no leaf lies in what was said to be a container")
+            .lines(lines)
+            .hint("an empty container is a leaf itself (`NewLeaf::Empty`)")
+    })
+}
+
 /// How one array is written.
 fn array_job(
     name: String,
@@ -173,6 +189,9 @@ fn array_job(
     }
     if array.key_impl.is_some() && to != array.dtype {
         return Err(Error::invalid("the type of a random key cannot be changed"));
+    }
+    if let Some(implementation) = &array.key_impl {
+        check_key(implementation, array, elements)?;
     }
     let compression = wanted.compression.unwrap_or(Compression::Gpu);
     let checksum = options.checksum_of(compression)?;
@@ -207,6 +226,26 @@ fn array_job(
     let part = Region::whole(&array.shape);
     let (grid, keys, lossy) = (meta.grid, meta.keys, AtomicU64::new(0));
     Ok(ArrayJob { name, source, new, grid, keys, part, described: false, lossy })
+}
+
+/// Refuses key data that JAX makes no random keys of. A name that is not known here may be one that the program which saved a
+/// checkpoint has registered with JAX, so what is converted may have it.
+fn check_key(implementation: &str, array: &NewArray, elements: Elements) -> Result<()> {
+    let Some((_, words)) = KEY_WORDS.iter().find(|(name, _)| *name == implementation) else {
+        let names = KEY_WORDS.map(|(name, _)| name).join(", ");
+        return match elements {
+            Elements::Later => Ok(()),
+            Elements::Held => Err(Error::invalid("JAX has no such implementation of random keys")
+                .expected(format_args!("one of {names}"))
+                .found(implementation)),
+        };
+    };
+    if array.dtype == DType::UInt32 && array.shape.last() == Some(words) {
+        return Ok(());
+    }
+    Err(Error::invalid(format!("this is no key data of {implementation}"))
+        .expected(format_args!("uint32, the last dimension {words}"))
+        .found(format_args!("{}, the shape {:?}", array.dtype, array.shape)))
 }
 
 /// Refuses chunks that are mostly padding.
@@ -286,3 +325,7 @@ fn saved_sharding(sharding: Option<&Sharding>) -> SavedSharding {
     let mesh = Arc::new(SavedMesh { axes, shape, device_ids: Some(ids) });
     SavedSharding::Named { mesh, spec: sharding.spec.0.clone() }
 }
+
+/// The implementations of random keys that JAX has, and how many words a key of each is.
+const KEY_WORDS: [(&str, u64); 6] =
+    [("threefry2x32", 2), ("rbg", 4), ("unsafe_rbg", 4), ("threefry4x32", 4), ("philox2x32", 1), ("philox4x32", 2)];

@@ -28,5 +28,5 @@ pub use job::{SaveJob, SaveProgress, SaveReport};
 pub use options::{LeafChoice, LeafOptions, SaveOptions};
 pub(in crate::tree) use tree::Loaded;
 pub use tree::{NewArray, NewLeaf, NewPart, Tree, TreeItem};
-pub(in crate::tree) use work::{SaveWork, check_replaced};
+pub(in crate::tree) use work::{SaveWork, check_destination};
 pub(in crate::tree) use write::{Context, write_arrays};

@@ -8,7 +8,8 @@ use crate::dtype::{CastPolicy, DType};
 use crate::error::{Error, Result};
 use crate::io::{LocalStore, Store};
 use crate::keypath::KeyPath;
-use crate::limits::{DATA_FILE_BYTES_DEFAULT, OCDBT_NODE_BYTES_DEFAULT};
+use crate::layout::orbax::json;
+use crate::limits::{DATA_FILE_BYTES_DEFAULT, JSON_DEPTH_MAX, OCDBT_NODE_BYTES_DEFAULT};
 use crate::tree::Pattern;
 use crate::zarr::{Compression, Format};
 
@@ -132,6 +133,15 @@ impl SaveOptions {
         options.or(&self.leaf)
     }
 
+    /// What keeps the checkpoint's own custom metadata from being saved.
+    pub(in crate::tree) fn check_custom_metadata(&self, problems: &mut Vec<Error>) {
+        let Some(custom) = &self.custom_metadata else { return };
+        if !custom.is_object() {
+            problems.push(Error::invalid("custom metadata of a checkpoint must be a JSON object").found(custom));
+        }
+        problems.extend(too_deep("custom metadata of a checkpoint", custom, 1));
+    }
+
     /// Whether chunks of this compression carry checksums.
     ///
     /// # Errors
@@ -145,4 +155,13 @@ impl SaveOptions {
             None => Ok(can),
         }
     }
+}
+
+/// Why JSON that so many levels are written around cannot be read again, if it cannot.
+pub(super) fn too_deep(what: &str, value: &serde_json::Value, around: usize) -> Option<Error> {
+    let levels = JSON_DEPTH_MAX - around;
+    (!json::nests_within(value, levels)).then(|| {
+        Error::invalid(format!("{what}: the JSON is nested too deep to be read again"))
+            .expected(format_args!("at most {levels} levels"))
+    })
 }

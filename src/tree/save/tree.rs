@@ -3,14 +3,14 @@
 //! Array bytes are [`Bytes`]: owned, immutable and shared, so that a save in the background needs no copy and nothing can
 //! change under it. A vector, an `ndarray` array and a loaded array become `Bytes` without a copy.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
 use bytes::Bytes;
 
 use crate::dtype::{Class, DType};
 use crate::error::{Error, Result};
-use crate::keypath::KeyPath;
+use crate::keypath::{Key, KeyPath};
 use crate::layout::orbax::metadata::{Container, ValueType};
 use crate::layout::orbax::sharding::SavedMesh;
 use crate::place::{Download, Element, Memory};
@@ -120,7 +120,8 @@ impl Tree {
         self
     }
 
-    /// Says that the sequence or mapping at this path is a tuple or a namedtuple; recorded where rich types are saved.
+    /// Says that the sequence or mapping at this path is a tuple or a namedtuple; recorded where rich types are saved. A path that
+    /// no leaf lies below is a mistake that saving reports.
     #[must_use]
     pub fn container(mut self, path: impl Into<KeyPath>, container: Container) -> Self {
         self.containers.push((path.into(), container));
@@ -135,7 +136,9 @@ impl Tree {
     pub fn of(checkpoint: &Checkpoint, state: &State) -> Self {
         let mut tree = Self::from(state);
         tree.custom_metadata = checkpoint.tree_metadata().cloned();
-        tree.containers = checkpoint.containers().to_vec();
+        let above = tree.above_leaves();
+        let stored = checkpoint.containers().iter();
+        tree.containers = stored.filter(|(path, _)| above.contains(path.0.as_slice())).cloned().collect();
         let saved: HashMap<&KeyPath, _> = checkpoint.leaves().iter().map(|leaf| (&leaf.path, leaf)).collect();
         for (path, leaf) in &mut tree.leaves {
             let NewLeaf::Array(array) = leaf else { continue };
@@ -147,6 +150,12 @@ impl Tree {
             }
         }
         tree
+    }
+
+    /// The paths that a leaf lies below.
+    pub(super) fn above_leaves(&self) -> HashSet<&[Key]> {
+        let paths = self.leaves.iter().map(|(path, _)| path.0.as_slice());
+        paths.flat_map(|path| (0..path.len()).map(|len| &path[..len])).collect()
     }
 
     /// The leaves, in order.

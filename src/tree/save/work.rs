@@ -14,14 +14,14 @@ use super::files::{Storage, Written};
 use super::finish::{JsonItem, finish_checkpoint, finish_tree, now_ns};
 use super::item::{Elements, Item};
 use super::job::{Progress, SaveJob, SaveReport};
-use super::options::SaveOptions;
+use super::options::{SaveOptions, too_deep};
 use super::tree::TreeItem;
 use super::write::{Context, write_arrays};
 use crate::dtype::CastPolicy;
 use crate::error::{Error, ErrorKind, Result};
 use crate::io::{Budget, StagedDir};
 use crate::layout::LayoutKind;
-use crate::layout::orbax::{checkpoint, names};
+use crate::layout::orbax::{checkpoint, names, step};
 use crate::relpath::RelPath;
 use crate::tree::OpenOptions;
 use crate::tree::checkpoint::describe_listed;
@@ -54,9 +54,7 @@ impl SaveWork {
     ) -> Result<(Self, SaveJob)> {
         let mut problems: Vec<Error> = Vec::new();
         let mut planned = Vec::new();
-        if let Some(custom) = options.custom_metadata.as_ref().filter(|custom| !custom.is_object()) {
-            problems.push(Error::invalid("custom metadata of a checkpoint must be a JSON object").found(custom));
-        }
+        options.check_custom_metadata(&mut problems);
         if items.is_empty() {
             problems.push(Error::invalid("there is nothing to save"));
         }
@@ -78,7 +76,10 @@ impl SaveWork {
                     if let Err(error) = names::check_item_name(name) {
                         problems.push(Error::invalid(format!("an item cannot be named `{name}`: {error}")));
                     }
-                    planned.push(Planned::Json(JsonItem::new(name, value)));
+                    match too_deep("a JSON item", value, 0) {
+                        Some(error) => problems.push(error.at("item", name)),
+                        None => planned.push(Planned::Json(JsonItem::new(name, value))),
+                    }
                 }
             }
         }
@@ -86,7 +87,10 @@ impl SaveWork {
             if !metrics.is_object() {
                 problems.push(Error::invalid("metrics must be a JSON object").found(metrics));
             }
-            planned.push(Planned::Json(JsonItem::new(checkpoint::METRICS_ITEM, metrics)));
+            match too_deep("metrics", metrics, 0) {
+                Some(error) => problems.push(error),
+                None => planned.push(Planned::Json(JsonItem::new(checkpoint::METRICS_ITEM, metrics))),
+            }
         }
         if let Some(error) = Error::merged(problems) {
             return Err(error.at("destination", path.display()));
@@ -96,7 +100,7 @@ impl SaveWork {
             TreeItem::Json(_) => 0,
         };
         let bytes_logical = items.iter().map(bytes).sum();
-        check_replaced(path, options.overwrite)?;
+        check_destination(path, options.overwrite)?;
         let staged = StagedDir::create(Arc::clone(&options.store), path, options.overwrite)?;
         let progress = Progress::new(bytes_logical);
         let job = SaveJob { progress: Arc::clone(&progress) };
@@ -194,8 +198,14 @@ impl SaveWork {
     }
 }
 
-/// Refuses to overwrite what is no checkpoint: a directory of other files, or a root of steps, which holds many.
-pub(in crate::tree) fn check_replaced(path: &Path, overwrite: bool) -> Result<()> {
+/// Refuses a name under which nothing would be found again, and to overwrite what is no checkpoint: a directory of other files,
+/// or a root of steps, which holds many.
+pub(in crate::tree) fn check_destination(path: &Path, overwrite: bool) -> Result<()> {
+    if path.file_name().is_some_and(|name| step::is_temporary(&name.to_string_lossy())) {
+        return Err(Error::invalid("the destination has the name of a save that was not finished")
+            .at("path", path.display())
+            .hint("choose another name: readers pass over one like this"));
+    }
     let Ok(metadata) = std::fs::symlink_metadata(path) else { return Ok(()) };
     // What exists otherwise, and links, are refused when the save begins.
     if !overwrite || metadata.is_symlink() || (metadata.is_file() && metadata.len() == 0) {

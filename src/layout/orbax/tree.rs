@@ -67,6 +67,8 @@ pub struct StoredLeaf {
     pub sharding: Option<SavedSharding>,
     /// The implementation of a typed PRNG key.
     pub key_impl: Option<String>,
+    /// The chunks' shape, as it was recorded beside the array's own metadata.
+    pub chunk_shape: Option<Vec<u64>>,
 }
 
 /// What is stored for a leaf.
@@ -254,7 +256,7 @@ impl Item<'_> {
                 ValueType::Other(_) => unsupported(&entry.value_type, "no handler for this type is built in"),
                 value_type => StoredKind::Stored { name: param_name(&entry.path), value_type: Some(value_type) },
             };
-            StoredLeaf { path: entry.path, kind, sharding: None, key_impl: None }
+            StoredLeaf { path: entry.path, kind, sharding: None, key_impl: None, chunk_shape: None }
         });
         let leaves = leaves.collect();
         let (notes, listing, sums) = (Vec::new(), Vec::new(), None);
@@ -281,7 +283,7 @@ impl Item<'_> {
             _ => None,
         });
         let collisions = shared_names(stored);
-        let leaf = |(path, kind)| StoredLeaf { path, kind, sharding: None, key_impl: None };
+        let leaf = |(path, kind)| StoredLeaf { path, kind, sharding: None, key_impl: None, chunk_shape: None };
         Ok(TreeItem {
             leaves: leaves.into_iter().map(leaf).collect(),
             use_ocdbt: None,
@@ -371,7 +373,8 @@ impl Item<'_> {
         match array_metadata::parse(&file) {
             Ok(mut records) => tree.leaves.iter_mut().for_each(|leaf| {
                 if let StoredKind::Stored { name, .. } = &leaf.kind {
-                    leaf.key_impl = records.get_mut(name).and_then(|record| record.random_key_impl.take());
+                    let record = records.get_mut(name).map(std::mem::take).unwrap_or_default();
+                    (leaf.key_impl, leaf.chunk_shape) = (record.random_key_impl, record.chunk_shape);
                 }
             }),
             Err(error) => notes.push(corrupt(&error, Some(error.offset), &path)),

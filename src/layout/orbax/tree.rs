@@ -212,8 +212,17 @@ impl Item<'_> {
                     .map_err(|error| at(error, name))?;
             }
             values = sums.values(self.dir).map_err(|error| at(error, SUMS_FILE))?;
-            if let (Some(values), Some(file)) = (&values, &msgpack) {
-                values.check_file(&self.path(MSGPACK_FILE)?, file)?;
+            if let Some(values) = &values {
+                let path = self.path(MSGPACK_FILE)?;
+                match &msgpack {
+                    Some(file) => values.check_file(&path, file)?,
+                    // Beside `_METADATA` it may not be wanted.
+                    None if !is_described && values.has(&path) => {
+                        let lost = "a file is missing that was there when the checkpoint was sealed";
+                        return Err(Error::not_found(lost).at("file", path));
+                    }
+                    None => {}
+                }
             }
         }
         let strings = match strings {

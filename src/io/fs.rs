@@ -291,6 +291,21 @@ mod tests {
 
         assert_eq!(root.file(&path("leak")).unwrap_err().kind(), ErrorKind::Corrupt);
         assert_eq!(root.file(&path("fifo")).unwrap_err().kind(), ErrorKind::Corrupt);
+        let _listening = std::os::unix::net::UnixListener::bind(inside.path().join("socket")).unwrap();
+        assert_eq!(root.file(&path("socket")).unwrap_err().kind(), ErrorKind::Corrupt);
+        // Links to devices leave; a device itself only a privileged user can make.
+        std::os::unix::fs::symlink("/dev/zero", inside.path().join("zero")).unwrap();
+        assert_eq!(root.file(&path("zero")).unwrap_err().kind(), ErrorKind::Corrupt);
+        let device = rustix::fs::makedev(1, 5);
+        let made = rustix::fs::mknodat(
+            rustix::fs::CWD,
+            inside.path().join("device"),
+            FileType::CharacterDevice,
+            Mode::RWXU,
+            device,
+        );
+        assert!(made.is_err() || root.file(&path("device")).unwrap_err().kind() == ErrorKind::Corrupt);
+        ["zero", "socket", "device"].iter().for_each(|name| drop(std::fs::remove_file(inside.path().join(name))));
         assert_eq!(root.file(&RelPath::root()).unwrap_err().kind(), ErrorKind::Corrupt);
         assert_eq!(root.file(&path("plain")).unwrap().unwrap().size(), 3);
         assert_eq!(root.file(&path("alias")).unwrap().unwrap().size(), 3);

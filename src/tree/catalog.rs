@@ -202,6 +202,7 @@ impl Store {
             kind: StoredKind::Stored { name, value_type: None },
             sharding: None,
             key_impl: None,
+            chunk_shape: None,
         };
         Ok(TreeItem {
             leaves: names.into_iter().zip(paths).map(leaf).collect(),
@@ -392,7 +393,10 @@ impl Builder {
                         return Err(Error::bug("an array was not looked up"));
                     };
                     match self.array(name, found.as_ref(), item.every_chunk_stored) {
-                        Ok(array) => self.stored_kind(array, value_type.as_ref(), leaf.key_impl.as_deref()),
+                        Ok(array) => {
+                            self.compare_records(leaf, array);
+                            self.stored_kind(array, value_type.as_ref(), leaf.key_impl.as_deref())
+                        }
                         Err(error) => LeafKind::Unreadable { kind: error.kind(), why: error.to_string() },
                     }
                 }
@@ -420,7 +424,7 @@ impl Builder {
         self.catalog.meshes = ordered.into_iter().map(|(_, mesh)| mesh).collect();
         self.catalog.containers = item.containers;
         self.catalog.custom_metadata = item.custom_metadata;
-        self.catalog.notes = item.notes;
+        self.catalog.notes.extend(item.notes);
         Ok(())
     }
 
@@ -449,6 +453,25 @@ impl Builder {
             sums: self.store.sums.clone(),
         });
         Ok(self.catalog.arrays.len() - 1)
+    }
+
+    /// Notes where what was recorded beside an array contradicts its own metadata, which are what is read.
+    fn compare_records(&mut self, leaf: &StoredLeaf, array: usize) {
+        let stored = &self.catalog.arrays[array];
+        let Some(recorded) = &leaf.chunk_shape else { return };
+        let mut shapes = vec![stored.meta.grid.chunk_shape().to_vec()];
+        if let Layout::Sharded(sharded) = &stored.meta.layout {
+            let mut inner = sharded.inner_shape.clone();
+            sharded.order.iter().zip(&sharded.inner_shape).for_each(|(dim, extent)| inner[*dim] = *extent);
+            shapes.push(inner);
+        }
+        if !shapes.contains(recorded) {
+            let note = Error::corrupt("`array_metadatas` records other chunks than the array has")
+                .at("array", &stored.name)
+                .expected(format_args!("{:?}", shapes.last().map_or(&[][..], Vec::as_slice)))
+                .found(format_args!("{recorded:?}"));
+            self.catalog.notes.push(note);
+        }
     }
 
     fn stored_kind(&self, array: usize, value_type: Option<&ValueType>, key_impl: Option<&str>) -> LeafKind {

@@ -112,6 +112,12 @@ impl Sums {
         Ok(sums)
     }
 
+    /// The checksums of whole files alone.
+    #[must_use]
+    pub fn without_values(self) -> Self {
+        Self { files: self.files, values: BTreeMap::new() }
+    }
+
     /// The checksums of the values of the item in this directory; `None` if it was never sealed.
     ///
     /// # Errors

@@ -69,6 +69,8 @@ pub struct StoredLeaf {
     pub sharding: Option<SavedSharding>,
     /// The implementation of a typed PRNG key.
     pub key_impl: Option<String>,
+    /// The chunks' shape, as it was recorded beside the array's own metadata.
+    pub chunk_shape: Option<Vec<u64>>,
 }
 
 /// What is stored for a leaf.
@@ -212,8 +214,17 @@ impl Item<'_> {
         ];
         let sums = sums::check(self.dir, sums?.as_ref(), checked)?;
         let (values, documents) = (sums.values(self.dir)?, sums.documents());
-        if let (Some(values), Some(file)) = (&values, &msgpack) {
-            values.check_file(&self.path(MSGPACK_FILE)?, file)?;
+        if let Some(values) = &values {
+            let path = self.path(MSGPACK_FILE)?;
+            match &msgpack {
+                Some(file) => values.check_file(&path, file)?,
+                // Beside `_METADATA` it may not be wanted.
+                None if !is_described && values.has(&path) => {
+                    let lost = "a file is missing that was there when the checkpoint was sealed";
+                    return Err(Error::not_found(lost).at("file", path));
+                }
+                None => {}
+            }
         }
         let strings = match strings {
             Some(file) => {
@@ -255,7 +266,7 @@ impl Item<'_> {
                 ValueType::Other(_) => unsupported(&entry.value_type, "no handler for this type is built in"),
                 value_type => StoredKind::Stored { name: param_name(&entry.path), value_type: Some(value_type) },
             };
-            StoredLeaf { path: entry.path, kind, sharding: None, key_impl: None }
+            StoredLeaf { path: entry.path, kind, sharding: None, key_impl: None, chunk_shape: None }
         });
         let leaves = leaves.collect();
         let (notes, listing, sums, documents) = (Vec::new(), Vec::new(), None, Sums::default());
@@ -283,7 +294,7 @@ impl Item<'_> {
             _ => None,
         });
         let collisions = shared_names(stored);
-        let leaf = |(path, kind)| StoredLeaf { path, kind, sharding: None, key_impl: None };
+        let leaf = |(path, kind)| StoredLeaf { path, kind, sharding: None, key_impl: None, chunk_shape: None };
         Ok(TreeItem {
             leaves: leaves.into_iter().map(leaf).collect(),
             use_ocdbt: None,
@@ -374,7 +385,8 @@ impl Item<'_> {
         match array_metadata::parse(&file) {
             Ok(mut records) => tree.leaves.iter_mut().for_each(|leaf| {
                 if let StoredKind::Stored { name, .. } = &leaf.kind {
-                    leaf.key_impl = records.get_mut(name).and_then(|record| record.random_key_impl.take());
+                    let record = records.get_mut(name).map(std::mem::take).unwrap_or_default();
+                    (leaf.key_impl, leaf.chunk_shape) = (record.random_key_impl, record.chunk_shape);
                 }
             }),
             Err(error) => notes.push(corrupt(&error, Some(error.offset), &path)),

@@ -560,11 +560,16 @@ fn items_have_a_default_and_a_name() {
     let message = refused(2, &["ls", &several, "--item", "stat"]);
     assert!(message.contains("state"), "{message}");
     refused(2, &["ls", &checkpoint("v1_json_item"), "--item", "metadata_that_is_not_there"]);
-    // No usual name among several: the names are told.
+    // An item that the metadata list and that is gone is missed; others are opened by name.
     let folder = scratch("cli-items");
     let copy = folder.join("several");
     copy_tree(&fixture("v1_checkpointables/ckpt"), &copy);
     fs::rename(copy.join("state"), copy.join("weights")).unwrap();
+    let message = refused(3, &["load", &text(&copy)]);
+    assert!(["no such item", "state", "--item"].iter().all(|word| message.contains(word)), "{message}");
+    ok(&["ls", &text(&copy), "--item", "weights"]);
+    // No usual name among several: the names are told.
+    fs::remove_file(copy.join("_CHECKPOINT_METADATA")).unwrap();
     let message = refused(2, &["ls", &text(&copy)]);
     assert!(["weights", "extra", "conf", "--item"].iter().all(|word| message.contains(word)), "{message}");
     ok(&["ls", &text(&copy), "--item", "weights"]);

@@ -72,7 +72,7 @@ pub struct Problem {
 pub fn verify(path: &Path, options: &OpenOptions, deep: bool, engine: &EngineOptions) -> Result<Verified> {
     let mut found = Verified { leftovers: leftovers_of(path), ..Verified::default() };
     let (root, description) = match describe_listed(path, options, &BTreeMap::new()) {
-        Ok(described) => described,
+        Ok((root, description)) => (Arc::new(root), description),
         // A path that is there and says that it is a checkpoint is one, however damaged.
         Err(error) if is_marked(path) => {
             found.problem("", None, true, error)?;

@@ -120,7 +120,9 @@ pub const FIRST_ARRAY_METADATA_FILE: &str = "array_metadatas/process_0";
 /// `Corrupt`, with file and offset); a checkpoint of T5X (kind `Unsupported`).
 pub async fn read_tree(ask: &Asker, item_dir: &RelPath) -> Result<TreeRead> {
     let Some(listing) = ask.list(item_dir.clone()).await? else {
-        return Err(Error::not_found("no such item directory").at("directory", item_dir));
+        return Err(Error::not_found("no such item directory, although the metadata list the item")
+            .at("directory", item_dir)
+            .hint("it was lost or removed; other items are opened by name (`--item`)"));
     };
     let item = Item { ask, dir: item_dir, listing: &listing };
     let mut parts = item.read_parts().await?;

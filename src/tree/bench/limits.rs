@@ -25,7 +25,7 @@ pub(super) struct Machine {
     root: Arc<Root>,
     files: Vec<OpenFile>,
     /// File, offset and length of reads, none longer than [`PIECE`].
-    ranges: Vec<(usize, u64, usize)>,
+    ranges: Vec<Range>,
     units: Vec<(Unit, usize)>,
     chains: Vec<Chain>,
     result_bytes: usize,
@@ -153,26 +153,12 @@ impl Machine {
 
     /// Plain positioned reads on a few threads, nothing done with the bytes; `None` without anything to read.
     fn read<'f>(&'f self, file: &(dyn Fn(&'f OpenFile) -> Option<&'f File> + Sync)) -> Result<Option<Sample>> {
-        let next = AtomicUsize::new(0);
-        let buffers = (0..READER_THREADS_DEFAULT).map(|_| Buffer::zeroed(PIECE)).collect::<Result<Vec<_>>>()?;
-        let clock = Clock::start();
-        let work = |mut buffer: Buffer| -> Result<()> {
-            while let Some(&(number, offset, len)) = self.ranges.get(next.fetch_add(1, Ordering::Relaxed)) {
-                let open = &self.files[number];
-                let Some(file) = file(open) else { continue };
-                file.read_exact_at(&mut buffer[..len], offset).map_err(|error| {
-                    read_error(error, &self.root.shown(open.path()), offset, len as u64, open.size())
-                })?;
-            }
-            Ok(())
-        };
-        std::thread::scope(|scope| {
-            let threads: Vec<_> = buffers.into_iter().map(|buffer| scope.spawn(|| work(buffer))).collect();
-            let panicked = || Err(Error::bug("a reading thread panicked"));
-            threads.into_iter().try_for_each(|thread| thread.join().unwrap_or_else(|_| panicked()))
-        })?;
-        let bytes = self.ranges.iter().map(|(.., len)| *len as u64).sum();
-        Ok((bytes > 0).then(|| clock.stop(bytes)))
+        self.read_ranges(PIECE, &|buffer, (number, offset, len)| {
+            let open = &self.files[number];
+            let Some(file) = file(open) else { return Ok(()) };
+            file.read_exact_at(&mut buffer[..len], offset)
+                .map_err(|error| read_error(error, &self.root.shown(open.path()), offset, len as u64, open.size()))
+        })
     }
 
     /// The same past the page cache, in whole blocks; `None` where the file system has no such reads.
@@ -180,20 +166,30 @@ impl Machine {
     fn read_directly(&self) -> Result<Option<Sample>> {
         let direct: Option<Vec<_>> = self.files.iter().map(OpenFile::open_direct).collect();
         let Some(direct) = direct.filter(|_| self.cold) else { return Ok(None) };
-        let next = AtomicUsize::new(0);
         let room = PIECE + 2 * usize::try_from(crate::limits::ALIGN_BYTES).unwrap_or(0);
+        self.read_ranges(room, &|buffer, (number, offset, len)| {
+            let (file, align) = (direct[number].file(), direct[number].align());
+            let first = offset - offset % align;
+            let len = (offset + len as u64).next_multiple_of(align) - first;
+            // The last block of a file ends where the file does.
+            let read = file.read_at(&mut buffer[..usize::try_from(len).unwrap_or(room)], first);
+            read.map(drop)
+                .map_err(|error| read_error(error, &self.root.shown(self.files[number].path()), first, len, u64::MAX))
+        })
+    }
+
+    /// Has a few threads read all ranges (file, offset, length), each into a buffer of its own; `None` without any.
+    fn read_ranges(
+        &self,
+        room: usize,
+        read: &(dyn Fn(&mut Buffer, Range) -> Result<()> + Sync),
+    ) -> Result<Option<Sample>> {
+        let next = AtomicUsize::new(0);
         let buffers = (0..READER_THREADS_DEFAULT).map(|_| Buffer::zeroed(room)).collect::<Result<Vec<_>>>()?;
         let clock = Clock::start();
         let work = |mut buffer: Buffer| -> Result<()> {
-            while let Some(&(number, offset, len)) = self.ranges.get(next.fetch_add(1, Ordering::Relaxed)) {
-                let (file, align) = (direct[number].file(), direct[number].align());
-                let first = offset - offset % align;
-                let len = (offset + len as u64).next_multiple_of(align) - first;
-                let len = usize::try_from(len).unwrap_or(room);
-                // The last block of a file ends where the file does.
-                file.read_at(&mut buffer[..len], first).map_err(|error| {
-                    read_error(error, &self.root.shown(self.files[number].path()), first, len as u64, u64::MAX)
-                })?;
+            while let Some(range) = self.ranges.get(next.fetch_add(1, Ordering::Relaxed)) {
+                read(&mut buffer, *range)?;
             }
             Ok(())
         };
@@ -378,3 +374,6 @@ const MEMORY_MAX: usize = 1 << 30;
 
 /// A file of which at most one part in so many is cached is cold.
 const COLD_SHARE: u64 = 100;
+
+/// A part of a file: which, where, how long.
+type Range = (usize, u64, usize);

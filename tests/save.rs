@@ -389,6 +389,8 @@ fn a_save_that_stops_at_any_operation_leaves_the_old_or_the_new_checkpoint() {
                     }
                     (Err(error), None) => {
                         assert_eq!(error.kind(), ErrorKind::NotFound);
+                        let advice = error.advice().unwrap();
+                        assert!(left.iter().all(|one| advice.contains(one.path.to_str().unwrap())), "{advice}");
                         assert!(!overwrite, "stopped at {stops}: the old checkpoint is gone: {error:?}");
                         "none".to_owned()
                     }

@@ -13,7 +13,7 @@ use super::tensors::read_safetensors;
 use super::verify::damage;
 use crate::dtype::DType;
 use crate::error::{Error, Result};
-use crate::io::store::{LeftoverKind, leftovers};
+use crate::io::store::{Leftover, LeftoverKind, leftovers};
 use crate::io::{Root, serve};
 use crate::keypath::KeyPath;
 use crate::layout::orbax::metadata::Container;
@@ -407,13 +407,16 @@ pub(super) fn open_root(path: &Path) -> Result<(Root, Entry)> {
         match error.kind() {
             crate::ErrorKind::NotFound => {
                 let error = error.at("path", path.display());
-                match replaced(path) {
-                    Some(old) => error.hint(format!(
-                        "replacing it was interrupted; the old checkpoint is at {}: rename it back",
-                        old.display()
-                    )),
-                    None => error.hint("give the directory of a checkpoint or a .safetensors file"),
-                }
+                let Some(left) = left_over(path) else {
+                    return error.hint("give the directory of a checkpoint or a .safetensors file");
+                };
+                let left_at = left.path.display();
+                error.hint(match left.kind {
+                    LeftoverKind::Replaced => {
+                        format!("replacing it was interrupted; the old checkpoint is at {left_at}: rename it back")
+                    }
+                    LeftoverKind::Staging => format!("a save of it was not finished; what it left is at {left_at}"),
+                })
             }
             _ => error.at("path", path.display()),
         }
@@ -438,12 +441,11 @@ fn directory_at(path: &Path) -> Option<(u64, u64)> {
     std::fs::metadata(path).ok().map(|found| (found.dev(), found.ino()))
 }
 
-/// Where a checkpoint is that an interrupted overwrite moved aside.
-fn replaced(path: &Path) -> Option<std::path::PathBuf> {
+/// What an interrupted save left of a checkpoint that is not there: the old one that was moved aside, rather than a new one.
+fn left_over(path: &Path) -> Option<Leftover> {
     let path = std::path::absolute(path).ok()?;
-    let name = path.file_name()?.to_string_lossy();
     let left = leftovers(path.parent()?).ok()?;
-    left.into_iter().find(|one| one.kind == LeftoverKind::Replaced && one.name == name).map(|one| one.path)
+    left.into_iter().filter(|one| one.is_of(&path)).max_by_key(|one| one.kind == LeftoverKind::Replaced)
 }
 
 /// The name of the directory that was given, whatever way it was spelt (`.`, a trailing `/`).

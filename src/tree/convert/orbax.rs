@@ -85,6 +85,7 @@ impl OrbaxSink {
         options.custom_metadata = options.custom_metadata.or_else(|| target.checkpoint.checkpoint_metadata().cloned());
         options.check_custom_metadata(&mut problems);
         let item = Item::plan(ITEM, &tree, (Elements::Later, budget), &options, &mut problems);
+        problems.extend(item.over_budget(budget));
         let cast = item.paths.iter().zip(item.jobs.iter()).filter(|(_, job)| job.casts());
         problems.extend(
             cast.map(|(path, _)| {

@@ -335,7 +335,7 @@ class Run:
             self.made = folder / 'model.safetensors'
             arrays = write_model(self.made, size)
             self.say(f'The large file has {arrays} arrays, {self.made.stat().st_size / 1e9:.2f} GB: layers of bfloat16 and a '
-                     f'float32 embedding, normally distributed. {wanted / 1e9:.1f} GB were wanted.\n')
+                     f'float32 embedding, normally distributed. {wanted / 1e9:.2f} GB were wanted.\n')
         return self.made
 
     def gpu_memory(self):

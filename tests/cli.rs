@@ -560,11 +560,16 @@ fn items_have_a_default_and_a_name() {
     let message = refused(2, &["ls", &several, "--item", "stat"]);
     assert!(message.contains("state"), "{message}");
     refused(2, &["ls", &checkpoint("v1_json_item"), "--item", "metadata_that_is_not_there"]);
-    // No usual name among several: the names are told.
+    // An item that the metadata list and that is gone is missed; others are opened by name.
     let folder = scratch("cli-items");
     let copy = folder.join("several");
     copy_tree(&fixture("v1_checkpointables/ckpt"), &copy);
     fs::rename(copy.join("state"), copy.join("weights")).unwrap();
+    let message = refused(3, &["load", &text(&copy)]);
+    assert!(["no such item", "state", "--item"].iter().all(|word| message.contains(word)), "{message}");
+    ok(&["ls", &text(&copy), "--item", "weights"]);
+    // No usual name among several: the names are told.
+    fs::remove_file(copy.join("_CHECKPOINT_METADATA")).unwrap();
     let message = refused(2, &["ls", &text(&copy)]);
     assert!(["weights", "extra", "conf", "--item"].iter().all(|word| message.contains(word)), "{message}");
     ok(&["ls", &text(&copy), "--item", "weights"]);
@@ -1099,6 +1104,19 @@ fn verify_tells_what_nothing_refers_to_and_a_lost_file_once() {
     let found = verify(&copy);
     let size = fs::metadata(copy.join("gzip/7.0")).unwrap().len();
     assert_eq!((bytes(&found), &found["ok"]), (size, &json!(true)), "{found}");
+    // Records that contradict the arrays are told; what is loaded is what the arrays say.
+    let copy = folder.join("records");
+    copy_tree(&fixture("v1_shard2d_2x4/ckpt"), &copy);
+    let records = copy.join("state/array_metadatas/process_0");
+    let text = fs::read_to_string(&records).unwrap();
+    let changed = text.replacen("\"chunk_shape\": [", "\"chunk_shape\": [1", 1);
+    assert_ne!(text, changed, "{text}");
+    fs::write(&records, changed).unwrap();
+    let found = verify(&copy);
+    let problems = found["problems"].as_array().unwrap();
+    assert!(problems.len() == 1 && problems[0]["data_affected"] == false, "{found}");
+    assert!(problems[0]["message"].as_str().unwrap().contains("array_metadatas"), "{found}");
+    assert_eq!(touchdown(["diff", &checkpoint("v1_shard2d_2x4"), copy.to_str().unwrap()]).code, Some(0));
     // A data file that is gone is one problem for each array in it, whatever the number of its chunks.
     let copy = folder.join("lost");
     copy_tree(&fixture("quickstart/ckpt"), &copy);

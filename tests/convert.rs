@@ -26,7 +26,7 @@ use touchdown::io::store::leftovers;
 use touchdown::layout::ItemKind;
 use touchdown::layout::safetensors::header;
 use touchdown::tree::LeafKind;
-use touchdown::tree::save::{LeafOptions, SaveOptions, Tree};
+use touchdown::tree::save::{LeafOptions, SaveOptions, Tree, TreeItem};
 use touchdown::zarr::{Compression, Format};
 use touchdown::{
     CastPolicy, Checkpoint, ConvertOptions, ConvertReport, ConvertTo, DType, Device, EngineOptions, ErrorKind, KeyPath,
@@ -661,4 +661,43 @@ fn a_conversion_is_cancelled_until_it_is_put_in_place() {
         (whole(&at("to")), names(home.path())),
         (whole(&at("source")), vec!["source".to_owned(), "to".to_owned()])
     );
+}
+
+#[test]
+fn json_items_go_along_and_the_source_is_never_lost() {
+    let home = tempfile::tempdir().unwrap();
+    let at = |name: &str| home.path().join(name);
+    let tree = |n: i64| TreeItem::from(Tree::new().with("n", n));
+    let config = ("config".to_owned(), TreeItem::from(json!({"rate": 0.5})));
+    let metrics = Some(json!({"loss": 0.25}));
+    let save = SaveOptions { metrics, sync: false, ..SaveOptions::default() };
+    touchdown::save_items(at("two"), &[("state".to_owned(), tree(1)), config.clone()], &save).unwrap();
+    touchdown::save_items(at("three"), &[("state".to_owned(), tree(1)), ("other".to_owned(), tree(2)), config], &save)
+        .unwrap();
+    let mut over = options(ConvertTo::Orbax);
+    over.save.overwrite = true;
+    let items = |path: &Path| touchdown::load_items(path).unwrap().into_keys().collect::<Vec<_>>();
+    let report = convert(&open(&at("three")).target(), at("new"), &over).unwrap();
+    assert_eq!(
+        (items(&at("new")), report.other_items),
+        (vec!["config".into(), "metrics".into(), "state".into()], vec!["other".to_owned()])
+    );
+    assert_eq!(open(&at("new")).json_item("metrics").unwrap(), json!({"loss": 0.25}));
+    // In its own place, if nothing of it is lost.
+    convert(&open(&at("two")).target(), at("two"), &over).unwrap();
+    assert_eq!(items(&at("two")), ["config", "metrics", "state"]);
+    let mut tensors = options(ConvertTo::SAFETENSORS);
+    tensors.save.overwrite = true;
+    for (from, to, options, what) in [
+        ("three", "three", &over, "whose other items would be lost"),
+        ("two", "two", &tensors, "whose other items would be lost"),
+        ("two/state", "two", &over, "the source lies within the destination"),
+        ("two", "two/new", &over, "the destination lies within the source"),
+        ("two", "two/state/x.safetensors", &tensors, "the destination lies within the source"),
+    ] {
+        let error = convert(&open(&at(from)).target(), at(to), options).unwrap_err();
+        assert!(error.kind() == ErrorKind::Invalid && error.to_string().contains(what), "{from} to {to}: {error}");
+    }
+    assert_eq!(items(&at("three")), ["config", "metrics", "other", "state"]);
+    assert_eq!(names(home.path()), ["new", "three", "two"]);
 }

@@ -110,6 +110,23 @@ fn auto_takes_all_gpus_or_a_processor_and_nothing_else_does() {
 }
 
 #[test]
+fn one_ptx_serves_drivers_of_every_age() {
+    let Some(files) = files("one_ptx_serves_drivers_of_every_age") else { return };
+    let checkpoint = fixture("quickstart").join("ckpt");
+    for driver in ["11000", "11080", "12090", "13000"] {
+        let args =
+            ["load", checkpoint.to_str().unwrap(), "--devices", "cuda:0", "--cast", "**@float=bfloat16", "--json"];
+        let simulated = [
+            ("TOUCHDOWN_LIBCUDA", files.driver.as_os_str()),
+            ("FAKECUDA_KERNELS", files.kernels.as_os_str()),
+            ("FAKECUDA_DRIVER", OsStr::new(driver)),
+        ];
+        let found = json(&run(&args, &simulated));
+        assert!(found["peak_device_bytes"].as_u64() > found["bytes_logical"].as_u64(), "CUDA {driver}: {found}");
+    }
+}
+
+#[test]
 fn a_plan_is_held_against_the_free_memory_of_devices() {
     let Some(files) = files("a_plan_is_held_against_the_free_memory_of_devices") else { return };
     let checkpoint = fixture("quickstart").join("ckpt");

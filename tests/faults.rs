@@ -11,6 +11,7 @@
     reason = "tests fail by panicking and say what they compared"
 )]
 
+mod stopping;
 mod support;
 
 use std::collections::BTreeMap;
@@ -22,9 +23,10 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Instant;
 
+use stopping::{Operation, Watched};
 use support::{copy_tree, fixture, scratch};
 use touchdown::io::store::leftovers;
-use touchdown::io::{Completion, LocalStore, PreadReader, ReadAt, Reader, ReaderWaker, Store, StoreFile, Ticket};
+use touchdown::io::{Completion, LocalStore, PreadReader, ReadAt, Reader, ReaderWaker, Store, Ticket};
 use touchdown::training::{Checkpointer, CheckpointerOptions, PreservationPolicy, Pruning, StepOptions, prune};
 use touchdown::tree::repair::repair;
 use touchdown::tree::save::{LeafOptions, NewArray, SaveOptions, Tree};
@@ -231,79 +233,23 @@ enum WriteFault {
     Kill,
 }
 
-/// A file system with one fault, at the operation of a number.
-#[derive(Clone, Debug)]
-struct FaultyStore {
-    fault: WriteFault,
-    at: u64,
-    done: Arc<AtomicU64>,
-    /// Whether the fault was at removing something.
-    removing: Arc<AtomicBool>,
-}
-
-impl FaultyStore {
-    fn new(fault: WriteFault, at: u64) -> Self {
-        Self { fault, at, done: Arc::default(), removing: Arc::default() }
-    }
-
-    fn step(&self, half: impl FnOnce()) -> io::Result<()> {
-        if self.done.fetch_add(1, Ordering::SeqCst) != self.at {
+/// A file system with one fault, at the operation of a number; how many were begun, and whether the fault was at removing
+/// something.
+fn faulty(fault: WriteFault, at: u64) -> (Watched, Arc<AtomicU64>, Arc<AtomicBool>) {
+    let (begun, removing): (Arc<AtomicU64>, Arc<AtomicBool>) = Default::default();
+    let told = (Arc::clone(&begun), Arc::clone(&removing));
+    let store = Watched::new(move |operation| {
+        if operation == Operation::Close || begun.fetch_add(1, Ordering::SeqCst) != at {
             return Ok(());
         }
-        half();
-        match self.fault {
+        let removes = matches!(operation, Operation::RemoveFile(_) | Operation::RemoveDir(_));
+        removing.fetch_or(removes, Ordering::SeqCst);
+        match fault {
             WriteFault::Errno(number) => Err(io::Error::from_raw_os_error(number)),
             WriteFault::Kill => std::process::abort(),
         }
-    }
-
-    fn remove(&self) -> io::Result<()> {
-        self.step(|| self.removing.store(true, Ordering::SeqCst))
-    }
-}
-
-#[derive(Debug)]
-struct FaultyFile(Box<dyn StoreFile>, FaultyStore);
-
-impl StoreFile for FaultyFile {
-    fn write_at(&self, bytes: &[u8], offset: u64) -> io::Result<()> {
-        // Half of it is there.
-        self.1.step(|| drop(self.0.write_at(&bytes[..bytes.len() / 2], offset)))?;
-        self.0.write_at(bytes, offset)
-    }
-    fn sync(&self) -> io::Result<()> {
-        self.1.step(|| ())
-    }
-}
-
-impl Store for FaultyStore {
-    fn create_dir(&self, path: &Path) -> io::Result<()> {
-        self.step(|| ())?;
-        LocalStore.create_dir(path)
-    }
-    fn create(&self, path: &Path) -> io::Result<Box<dyn StoreFile>> {
-        self.step(|| ())?;
-        Ok(Box::new(FaultyFile(LocalStore.create(path)?, self.clone())))
-    }
-    fn sync_dir(&self, _: &Path) -> io::Result<()> {
-        self.step(|| ())
-    }
-    fn rename_new(&self, from: &Path, to: &Path) -> io::Result<()> {
-        self.step(|| ())?;
-        LocalStore.rename_new(from, to)
-    }
-    fn exchange(&self, one: &Path, other: &Path) -> io::Result<()> {
-        self.step(|| ())?;
-        LocalStore.exchange(one, other)
-    }
-    fn remove_file(&self, path: &Path) -> io::Result<()> {
-        self.remove()?;
-        LocalStore.remove_file(path)
-    }
-    fn remove_dir(&self, path: &Path) -> io::Result<()> {
-        self.remove()?;
-        LocalStore.remove_dir(path)
-    }
+    });
+    (store, told.0, told.1)
 }
 
 /// What writes.
@@ -456,8 +402,7 @@ fn a_disk_that_refuses_any_operation_leaves_the_old_or_the_new() {
             let number = [28, 5, 13, 122, 30][usize::try_from(at % 5).unwrap()];
             let home = folder.join(format!("{writer:?}-{at}"));
             writer.prepare(&home);
-            let store = FaultyStore::new(WriteFault::Errno(number), at);
-            let (done, removing) = (Arc::clone(&store.done), Arc::clone(&store.removing));
+            let (store, done, removing) = faulty(WriteFault::Errno(number), at);
             let result = writer.run(&home, Arc::new(store));
             let told = format!("{writer:?} with {number} at {at}");
             let found = writer.judge(&engine, &home, &told);
@@ -504,7 +449,7 @@ fn child_that_is_killed_at_an_operation() {
     let arguments = std::env::var("TOUCHDOWN_TEST_ARGUMENTS").unwrap();
     let (writer, at) = arguments.split_once(' ').unwrap();
     let writer = WRITERS.into_iter().find(|one| format!("{one:?}") == writer).unwrap();
-    let store = FaultyStore::new(WriteFault::Kill, at.parse().unwrap());
+    let (store, ..) = faulty(WriteFault::Kill, at.parse().unwrap());
     writer.run(&child_root(), Arc::new(store)).unwrap();
     println!("done");
 }

@@ -217,3 +217,31 @@ fn a_read_that_never_comes_back_ends_the_load_that_is_told_so() {
     let state = engine.load(&checkpoint, &checkpoint.target()).unwrap().wait().unwrap();
     assert_eq!(state.array("a").unwrap().shards()[0].bytes().unwrap(), noise(1999 * 2003));
 }
+
+/// Opened through its root, a step is what it was then, whatever has its name when it is read.
+#[test]
+fn a_step_is_read_as_it_was_when_it_was_opened() {
+    let home = tempfile::tempdir().unwrap();
+    let step = |name: &str, fill: u8| {
+        let array = |_| NewArray::new(&[3000], touchdown::DType::UInt8, vec![fill; 3000]);
+        let tree = ["a", "b", "c"].into_iter().fold(Tree::new(), |tree, name| tree.with(name, array(name)));
+        // With names of files that do not depend on chance.
+        touchdown::save(home.path().join(name), &tree, &SaveOptions { ocdbt: false, ..SaveOptions::default() })
+            .unwrap();
+    };
+    step("4", 1);
+    step("5", 2);
+    step("new", 3);
+    let bytes = |checkpoint: &Checkpoint| {
+        let state = touchdown::load(checkpoint, &checkpoint.target()).unwrap();
+        ["a", "b", "c"].map(|name| state.array(name).unwrap().shards()[0].bytes().unwrap()[7])
+    };
+    let opened = touchdown::open(home.path()).unwrap();
+    assert!(!opened.is_replaced());
+    std::fs::rename(home.path().join("5"), home.path().join("old")).unwrap();
+    assert!(opened.is_replaced());
+    std::fs::rename(home.path().join("new"), home.path().join("5")).unwrap();
+    assert_eq!((bytes(&opened), opened.is_replaced()), ([2; 3], true));
+    let opened = touchdown::open(home.path()).unwrap();
+    assert_eq!((bytes(&opened), opened.is_replaced()), ([3; 3], false));
+}

@@ -91,20 +91,64 @@ fn every_flipped_bit_is_found() {
     println!("{flipped} bits");
 }
 
-/// zarr v2 has room for the frame's own checksum only: it guards the elements.
+/// Items and files that are gone are found by `verify`, and no other item is loaded in the place of one.
+#[test]
+fn everything_that_is_missing_is_found() {
+    let home = tempfile::tempdir().unwrap();
+    let (path, aside) = (home.path().join("c"), home.path().join("aside"));
+    let options = EngineOptions { threads: 1, staging_bytes: 8 << 20, ..EngineOptions::default() };
+    let items = [
+        (
+            "state".to_owned(),
+            TreeItem::from(tree().with("key", NewArray::from_vec(&[2], vec![1u32, 2]).key("threefry2x32"))),
+        ),
+        ("other".to_owned(), TreeItem::from(Tree::new().with("n", 1i64))),
+        ("config".to_owned(), TreeItem::from(serde_json::json!({"rate": 0.1}))),
+    ];
+    for ocdbt in [true, false] {
+        let save = SaveOptions { ocdbt, overwrite: true, ..SaveOptions::default() };
+        touchdown::save_items(&path, &items, &save).unwrap();
+        let intact =
+            || verify(&path, &OpenOptions::default(), true, &options).is_ok_and(|found| found.problems.is_empty());
+        assert!(intact());
+        // Readers need neither of the first two; without the third the checkpoint is one that has no checksums.
+        let needed = |file: &PathBuf| {
+            !["orbax.checkpoint", "commit_success.txt", "_touchdown_sums.json"].iter().any(|name| file.ends_with(name))
+        };
+        let dirs = ["state", "other", "config"].map(|name| path.join(name));
+        for file in files(&path).into_iter().filter(needed).chain(dirs) {
+            std::fs::rename(&file, &aside).unwrap();
+            assert!(!intact(), "{} is not missed", file.display());
+            let loaded = touchdown::load_items(&path);
+            assert!(loaded.is_err(), "a load does not miss {}", file.display());
+            if file.starts_with(path.join("state")) {
+                let load = || touchdown::open(&path).and_then(|open| touchdown::load(&open, &open.target()));
+                assert!(load().is_err(), "another item is loaded without {}", file.display());
+            }
+            std::fs::rename(&aside, &file).unwrap();
+        }
+    }
+}
+
+/// zarr v2 has room for the frame's own checksum only: it guards the elements. Arrays' metadata have one beside them.
 #[test]
 fn flipped_elements_of_version_2_are_found() {
     let home = tempfile::tempdir().unwrap();
     let path = home.path().join("c");
     let options = SaveOptions { zarr: Format::V2, ocdbt: false, ..SaveOptions::default() };
     touchdown::save(&path, &tree(), &options).unwrap();
-    let file = path.join("state/value/0");
-    let bytes = std::fs::read(&file).unwrap();
-    for at in 20..bytes.len() {
-        let mut bad = bytes.clone();
-        bad[at] ^= 1 << (at % 8);
-        std::fs::write(&file, &bad).unwrap();
-        let checkpoint = touchdown::open(&path).unwrap();
-        assert!(touchdown::load(&checkpoint, &checkpoint.target()).is_err(), "byte {at}");
+    for (file, first) in [("state/value/0", 20), ("state/value/.zarray", 0), ("state/inline/.zarray", 0)] {
+        let file = path.join(file);
+        let bytes = std::fs::read(&file).unwrap();
+        for at in first..bytes.len() {
+            let mut bad = bytes.clone();
+            bad[at] ^= 1 << (at % 8);
+            std::fs::write(&file, &bad).unwrap();
+            let whole = touchdown::open(&path).and_then(|open| touchdown::load(&open, &open.target()));
+            assert!(whole.is_err(), "byte {at} of {}", file.display());
+        }
+        std::fs::write(&file, &bytes).unwrap();
     }
+    let open = touchdown::open(&path).unwrap();
+    touchdown::load(&open, &open.target()).unwrap();
 }

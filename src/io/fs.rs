@@ -21,6 +21,8 @@ use crate::relpath::RelPath;
 pub struct Root {
     dir: OwnedFd,
     path: PathBuf,
+    /// A directory below that is read as it was when it was opened, whatever has its name by now.
+    held: Option<(RelPath, OwnedFd)>,
 }
 
 /// A regular file of a checkpoint.
@@ -120,7 +122,7 @@ impl Root {
     pub fn open(path: &Path) -> Result<Self> {
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
         match rustix::fs::open(path, flags, Mode::empty()) {
-            Ok(dir) => Ok(Self { dir, path: path.to_owned() }),
+            Ok(dir) => Ok(Self { dir, path: path.to_owned(), held: None }),
             Err(errno) => Err(io_error(errno, "open").at("path", path.display())),
         }
     }
@@ -128,6 +130,36 @@ impl Root {
     /// The path that was opened.
     pub fn path(&self) -> &Path {
         &self.path
+    }
+
+    /// From now on everything in a directory below is read of the directory that has its name now.
+    ///
+    /// # Errors
+    /// No such directory, a link that leaves the checkpoint, no permission.
+    pub fn hold(&mut self, dir: &RelPath) -> Result<()> {
+        self.held = Some((dir.clone(), self.below(dir)?.dir));
+        Ok(())
+    }
+
+    /// A directory below as a root of its own: the one that is held, if it is.
+    ///
+    /// # Errors
+    /// As [`hold`](Self::hold).
+    pub fn below(&self, dir: &RelPath) -> Result<Self> {
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let fd = self.open_beneath(dir, flags).map_err(|errno| self.refused(errno, "open", dir))?;
+        Ok(Self { dir: fd, path: self.path.join(dir.as_path()), held: None })
+    }
+
+    /// Whether the directory that was opened, or the one that is held, has its name no more.
+    pub fn is_replaced(&self) -> bool {
+        let identity = |stat: rustix::fs::Stat| (stat.st_dev, stat.st_ino);
+        let (path, fd) = match &self.held {
+            Some((dir, fd)) => (self.path.join(dir.as_path()), fd),
+            None => (self.path.clone(), &self.dir),
+        };
+        let (opened, now) = (rustix::fs::fstat(fd), rustix::fs::stat(path));
+        opened.ok().map(identity) != now.ok().map(identity)
     }
 
     /// Opens a regular file; `None` if there is no such file.
@@ -204,22 +236,26 @@ impl Root {
     }
 
     fn open_beneath(&self, path: &RelPath, flags: OFlags) -> rustix::io::Result<OwnedFd> {
+        let held =
+            self.held.as_ref().and_then(|(dir, fd)| Some((fd, path.as_path().strip_prefix(dir.as_path()).ok()?)));
+        let (dir, path) = held.unwrap_or((&self.dir, path.as_path()));
+        let path = if path.as_os_str().is_empty() { Path::new(".") } else { path };
         let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_MAGICLINKS;
         loop {
-            match rustix::fs::openat2(&self.dir, path.as_path(), flags, Mode::empty(), resolve) {
+            match rustix::fs::openat2(dir, path, flags, Mode::empty(), resolve) {
                 // A rename elsewhere raced with the lookup, or a signal came: ask again.
                 Err(Errno::AGAIN | Errno::INTR) => {}
-                Err(Errno::NOSYS | Errno::PERM) => return self.open_by_elements(path, flags),
+                Err(Errno::NOSYS | Errno::PERM) => return Self::open_by_elements(dir, path, flags),
                 other => return other,
             }
         }
     }
 
     /// Without `openat2`: every element is opened by itself and must not be a link.
-    fn open_by_elements(&self, path: &RelPath, flags: OFlags) -> rustix::io::Result<OwnedFd> {
+    fn open_by_elements(dir: &OwnedFd, path: &Path, flags: OFlags) -> rustix::io::Result<OwnedFd> {
         use std::os::unix::ffi::OsStrExt;
-        let elements: Vec<_> = path.as_path().components().map(|component| component.as_os_str()).collect();
-        let mut dir = rustix::io::fcntl_dupfd_cloexec(&self.dir, 0)?;
+        let elements: Vec<_> = path.components().map(|component| component.as_os_str()).collect();
+        let mut dir = rustix::io::fcntl_dupfd_cloexec(dir, 0)?;
         for (index, element) in elements.iter().enumerate() {
             let last = index + 1 == elements.len();
             let through = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
@@ -291,6 +327,21 @@ mod tests {
 
         assert_eq!(root.file(&path("leak")).unwrap_err().kind(), ErrorKind::Corrupt);
         assert_eq!(root.file(&path("fifo")).unwrap_err().kind(), ErrorKind::Corrupt);
+        let _listening = std::os::unix::net::UnixListener::bind(inside.path().join("socket")).unwrap();
+        assert_eq!(root.file(&path("socket")).unwrap_err().kind(), ErrorKind::Corrupt);
+        // Links to devices leave; a device itself only a privileged user can make.
+        std::os::unix::fs::symlink("/dev/zero", inside.path().join("zero")).unwrap();
+        assert_eq!(root.file(&path("zero")).unwrap_err().kind(), ErrorKind::Corrupt);
+        let device = rustix::fs::makedev(1, 5);
+        let made = rustix::fs::mknodat(
+            rustix::fs::CWD,
+            inside.path().join("device"),
+            FileType::CharacterDevice,
+            Mode::RWXU,
+            device,
+        );
+        assert!(made.is_err() || root.file(&path("device")).unwrap_err().kind() == ErrorKind::Corrupt);
+        ["zero", "socket", "device"].iter().for_each(|name| drop(std::fs::remove_file(inside.path().join(name))));
         assert_eq!(root.file(&RelPath::root()).unwrap_err().kind(), ErrorKind::Corrupt);
         assert_eq!(root.file(&path("plain")).unwrap().unwrap().size(), 3);
         assert_eq!(root.file(&path("alias")).unwrap().unwrap().size(), 3);

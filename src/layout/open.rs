@@ -69,7 +69,7 @@ pub async fn describe(ask: &Asker, options: &Options) -> Result<Description> {
             .at("file", checkpoint::DELETION_FILE)
             .hint("open what is left of it with --force"));
     }
-    let items = own.items(&root, &holds);
+    let items = own.items(&root, &holds)?;
     if items.is_empty() {
         let named = own.metadata.item_handlers.keys().cloned().collect::<Vec<_>>().join(", ");
         let error = Error::corrupt("the checkpoint has no items").at("directory", &root);
@@ -141,7 +141,7 @@ async fn of_steps(
     }
     survey.insist(&step.dir).await?;
     let own = Own::read(ask, survey, &step.dir, options.force).await?;
-    let items = own.items(&step.dir, &holds);
+    let items = own.items(&step.dir, &holds)?;
     if items.is_empty() {
         return Err(Error::corrupt(format!("step {} has no items", step.number)).at("step", &step.dir));
     }
@@ -218,15 +218,26 @@ impl Own {
         Ok(own)
     }
 
-    fn items(&self, dir: &RelPath, holds: &Holds) -> Vec<Item> {
-        match holds {
-            Holds::Nothing => Vec::new(),
-            Holds::Item(kind) => vec![Item { name: String::new(), kind: *kind, dir: dir.clone() }],
-            Holds::Composite(composite) => {
-                let is_deleted = |item: &&Item| self.deleted_item.as_deref() == item.name.split('/').next();
-                composite.items.iter().filter(|item| !is_deleted(item)).cloned().collect()
+    /// What is there, and what the metadata say should be: opening that tells that it is missing.
+    fn items(&self, dir: &RelPath, holds: &Holds) -> Result<Vec<Item>> {
+        let composite = match holds {
+            Holds::Nothing => return Ok(Vec::new()),
+            Holds::Item(kind) => return Ok(vec![Item { name: String::new(), kind: *kind, dir: dir.clone() }]),
+            Holds::Composite(composite) => composite,
+        };
+        let is_deleted = |name: &str| self.deleted_item.as_deref() == name.split('/').next();
+        let mut items: Vec<Item> = composite.items.iter().filter(|item| !is_deleted(&item.name)).cloned().collect();
+        for (name, handler) in self.metadata.item_handlers.iter().filter(|(name, _)| !is_deleted(name)) {
+            // Others may have had nothing to write.
+            let Some(kind) = steps::written_by(handler) else { continue };
+            match items.iter_mut().find(|item| item.name == *name) {
+                Some(item) if item.kind == ItemKind::Other => item.kind = kind,
+                Some(_) => {}
+                None => items.push(Item { name: name.clone(), kind, dir: dir.join(name.as_str())? }),
             }
         }
+        items.sort_by(|a, b| a.name.cmp(&b.name));
+        Ok(items)
     }
 
     fn description(self, layout: LayoutKind, items: Vec<Item>) -> Description {

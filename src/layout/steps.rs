@@ -232,14 +232,25 @@ fn lacks(survey: &Survey<'_>, found: &Found, item: &str, handler: &str) -> Optio
     let Holds::Composite(composite) = &found.holds else { return None };
     let named = format!("its item `{item}`, which {} lists,", checkpoint::METADATA_FILE);
     let entries = survey.entries(&found.step.dir)?;
-    let class = handler.rsplit('.').next().unwrap_or_default();
+    let written = written_by(handler)?;
     if !has_dir(entries, item) {
-        // Others may have had nothing to write: Orbax lists its `descriptor` whether there is one or not.
-        let writes = TREE_CLASSES.contains(&class) || JSON_CLASSES.contains(&class);
-        return writes.then(|| format!("{named} is missing"));
+        return Some(format!("{named} is missing"));
     }
     let kind = composite.items.iter().find(|have| have.name == item)?.kind;
-    (TREE_CLASSES.contains(&class) && kind != ItemKind::Tree).then(|| format!("{named} holds no tree"))
+    match written {
+        ItemKind::Tree => (kind != ItemKind::Tree).then(|| format!("{named} holds no tree")),
+        _ => (kind == ItemKind::Other).then(|| format!("{named} holds no JSON")),
+    }
+}
+
+/// What a handler that the metadata list has written for sure. Others may have had nothing to write: Orbax lists its
+/// `descriptor` whether there is one or not.
+pub(super) fn written_by(handler: &str) -> Option<ItemKind> {
+    let class = handler.rsplit('.').next().unwrap_or_default();
+    if TREE_CLASSES.contains(&class) {
+        return Some(ItemKind::Tree);
+    }
+    JSON_CLASSES.contains(&class).then_some(ItemKind::Json)
 }
 
 /// Why what a step's directory holds is not a whole step; `None` if the listings say nothing against it.

@@ -23,6 +23,8 @@
 //! # }
 //! ```
 //!
+//! candle takes such a slice with `CudaStorage::wrap_cuda_slice`; the stream is then its `CudaDevice::cuda_stream()`.
+//!
 //! A `CudaSlice` frees its memory itself, on its own stream, so each needs an allocation of its own, made on the stream that will
 //! use it: [`CudarcDestination`] makes them. Memory that an engine allocates is shared by small arrays; it is seen as a
 //! `CudaSlice` through a [`SharedSlice`], which does not free it. cudarc panics where there is no driver:

@@ -16,7 +16,7 @@ use crate::kv::{self, Index, ocdbt};
 use crate::layout::orbax::metadata::{Container, ValueType, key_prefix};
 use crate::layout::orbax::msgpack::Node;
 use crate::layout::orbax::sharding::{SavedMesh, SavedSharding};
-use crate::layout::orbax::sums::ValueSums;
+use crate::layout::orbax::sums::{Sums, ValueSums};
 use crate::layout::orbax::tree::{StoredKind, StoredLeaf, TreeItem, TreeRead, read_tree};
 use crate::limits::{CHUNKS_LOOKED_UP_MAX, LEAVES_MAX, ZARR_JSON_BYTES_MAX};
 use crate::need::{Answer, Asker, DirEntry, EntryKind, Need, unfit};
@@ -202,6 +202,7 @@ impl Store {
             kind: StoredKind::Stored { name, value_type: None },
             sharding: None,
             key_impl: None,
+            chunk_shape: None,
         };
         Ok(TreeItem {
             leaves: names.into_iter().zip(paths).map(leaf).collect(),
@@ -214,6 +215,7 @@ impl Store {
             notes: Vec::new(),
             listing,
             sums: None,
+            documents: Sums::default(),
         })
     }
 
@@ -236,6 +238,7 @@ impl Store {
     /// then the other file name.
     async fn metas(&self, ask: &Asker, names: &[String], zarr3: Option<bool>) -> Result<Vec<Option<Found>>> {
         let mut found: Vec<Option<Found>> = vec![None; names.len()];
+        let mut pointed_at = vec![false; names.len()];
         let mut asked = Vec::new();
         let mut needs = Vec::new();
         for (number, name) in names.iter().enumerate() {
@@ -256,6 +259,7 @@ impl Store {
                             .at("array", name)
                             .found(extent.len));
                     }
+                    pointed_at[number] = true;
                     asked.push((number, meta, true));
                     needs.push(Need::Range {
                         path: index.file(extent.file).clone(),
@@ -268,7 +272,7 @@ impl Store {
         let order = if zarr3 == Some(false) { [META_KEYS[1], META_KEYS[0]] } else { META_KEYS };
         for meta in order {
             for (number, name) in names.iter().enumerate() {
-                if found[number].is_none() && !asked.iter().any(|(have, _, index)| *have == number && *index) {
+                if found[number].is_none() && !pointed_at[number] {
                     asked.push((number, meta, false));
                     let path = self.dir.join(name)?.join(meta)?;
                     needs.push(Need::File { path, max: ZARR_JSON_BYTES_MAX });
@@ -294,6 +298,22 @@ impl Store {
         }
         Ok(found)
     }
+}
+
+/// Checks arrays' metadata that are files by the checksums that the item has of them, all of which must be of one.
+fn check_documents(dir: &RelPath, documents: &Sums, names: &[String], found: &[Option<Found>]) -> Result<()> {
+    if documents.is_empty() {
+        return Ok(());
+    }
+    let mut seen = HashSet::new();
+    for (name, found) in names.iter().zip(found) {
+        let Some(found) = found.as_ref().filter(|found| !found.in_index) else { continue };
+        let file = format!("{}{}", key_prefix(name), found.meta);
+        documents.check(&file, &found.bytes).map_err(|error| error.at("file", format!("{dir}/{file}")))?;
+        seen.insert(file);
+    }
+    let lost = documents.names().find(|name| !seen.contains(*name));
+    lost.map_or(Ok(()), |name| documents.check_absent(name).map_err(|error| error.at("file", format!("{dir}/{name}"))))
 }
 
 /// One array's metadata and where it was found.
@@ -352,6 +372,7 @@ impl Builder {
             }
         }
         let found = self.store.metas(ask, &names, item.use_zarr3).await?;
+        check_documents(&self.store.dir, &item.documents, &names, &found)?;
         self.parsed = parse_all(found.iter().flatten());
         let mut found = names.iter().zip(found);
         let mut meshes: HashMap<Arc<SavedMesh>, usize> = HashMap::new();
@@ -372,7 +393,10 @@ impl Builder {
                         return Err(Error::bug("an array was not looked up"));
                     };
                     match self.array(name, found.as_ref(), item.every_chunk_stored) {
-                        Ok(array) => self.stored_kind(array, value_type.as_ref(), leaf.key_impl.as_deref()),
+                        Ok(array) => {
+                            self.compare_records(leaf, array);
+                            self.stored_kind(array, value_type.as_ref(), leaf.key_impl.as_deref())
+                        }
                         Err(error) => LeafKind::Unreadable { kind: error.kind(), why: error.to_string() },
                     }
                 }
@@ -400,7 +424,7 @@ impl Builder {
         self.catalog.meshes = ordered.into_iter().map(|(_, mesh)| mesh).collect();
         self.catalog.containers = item.containers;
         self.catalog.custom_metadata = item.custom_metadata;
-        self.catalog.notes = item.notes;
+        self.catalog.notes.extend(item.notes);
         Ok(())
     }
 
@@ -429,6 +453,25 @@ impl Builder {
             sums: self.store.sums.clone(),
         });
         Ok(self.catalog.arrays.len() - 1)
+    }
+
+    /// Notes where what was recorded beside an array contradicts its own metadata, which are what is read.
+    fn compare_records(&mut self, leaf: &StoredLeaf, array: usize) {
+        let stored = &self.catalog.arrays[array];
+        let Some(recorded) = &leaf.chunk_shape else { return };
+        let mut shapes = vec![stored.meta.grid.chunk_shape().to_vec()];
+        if let Layout::Sharded(sharded) = &stored.meta.layout {
+            let mut inner = sharded.inner_shape.clone();
+            sharded.order.iter().zip(&sharded.inner_shape).for_each(|(dim, extent)| inner[*dim] = *extent);
+            shapes.push(inner);
+        }
+        if !shapes.contains(recorded) {
+            let note = Error::corrupt("`array_metadatas` records other chunks than the array has")
+                .at("array", &stored.name)
+                .expected(format_args!("{:?}", shapes.last().map_or(&[][..], Vec::as_slice)))
+                .found(format_args!("{recorded:?}"));
+            self.catalog.notes.push(note);
+        }
     }
 
     fn stored_kind(&self, array: usize, value_type: Option<&ValueType>, key_impl: Option<&str>) -> LeafKind {

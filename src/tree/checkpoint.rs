@@ -17,7 +17,7 @@ use crate::io::store::{LeftoverKind, leftovers};
 use crate::io::{Root, serve};
 use crate::keypath::KeyPath;
 use crate::layout::orbax::metadata::Container;
-use crate::layout::{self, Description, Entry, Format, Item, ItemKind, Step, StepChoice, default_item};
+use crate::layout::{self, Description, Entry, Format, Item, ItemKind, LayoutKind, Step, StepChoice, default_item};
 use crate::limits::REPLACED_TRIES_MAX;
 use crate::need::{Asker, Machine};
 use crate::plan::{self, Limits, Plan, Spec, StoredArray};
@@ -89,19 +89,23 @@ impl Checkpoint {
         let path = path.as_ref();
         let mut tries = 0;
         loop {
-            let before = directory_at(path);
-            let result = Self::open_once(path, options);
+            let (start, before) = (Instant::now(), directory_at(path));
+            let described = describe(path, options);
+            let root = described.as_ref().ok().map(|(root, _)| Arc::clone(root));
+            let result = described.and_then(|found| Self::described(path, found, options.item.as_deref(), start));
             tries += 1;
-            // What was replaced while it was opened is being removed: the new one is opened instead.
-            if result.is_ok() || tries == REPLACED_TRIES_MAX || directory_at(path) == before {
+            // What was replaced while it was opened is being removed: what is there now is opened instead.
+            let replaced = directory_at(path) != before || root.is_some_and(|root| root.is_replaced());
+            if result.is_ok() || tries == REPLACED_TRIES_MAX || !replaced {
                 return result;
             }
         }
     }
 
-    fn open_once(path: &Path, options: &OpenOptions) -> Result<Self> {
-        let start = Instant::now();
-        Self::described(path, describe(path, options)?, options.item.as_deref(), start)
+    /// Whether another directory has its path by now, or none: it is being removed, and whoever fails to read it may open what
+    /// is there now.
+    pub fn is_replaced(&self) -> bool {
+        self.0.root.is_replaced()
     }
 
     /// Opens an item of what was described before, since then.
@@ -312,7 +316,8 @@ pub(super) fn read_json(root: &Root, dir: &RelPath) -> Result<serde_json::Value>
 }
 
 /// Opens a path and finds out what it is. Of a root of steps the latest or best step is looked into, as a series does before it
-/// gives one: what is damaged beyond what its listings show is passed over.
+/// gives one: what is damaged beyond what its listings show is passed over. The step is held: what is read of it is of one save,
+/// also if it is replaced meanwhile.
 pub(super) fn describe(path: &Path, options: &OpenOptions) -> Result<(Arc<Root>, Description)> {
     let is_named = options.force || matches!(options.step, StepChoice::Number(_));
     let (mut damaged, mut whole) = (BTreeMap::new(), None);
@@ -320,13 +325,13 @@ pub(super) fn describe(path: &Path, options: &OpenOptions) -> Result<(Arc<Root>,
         let (root, description) = describe_listed(path, options, &damaged)?;
         let is_known = |step: &Step| is_named || whole.as_ref() == Some(&step.name);
         let Some(step) = description.step.as_ref().filter(|step| !is_known(step)) else {
-            return Ok((root, description));
+            return held(root, description, options);
         };
         // Looked into are as many as need be before the root is listed again.
         for step in std::iter::once(step).chain(&description.alternatives) {
             match damage(&root.path().join(step.dir.as_path()), false, &EngineOptions::default())? {
                 Some(reason) => _ = damaged.insert(step.name.clone(), reason),
-                None if damaged.is_empty() => return Ok((root, description)),
+                None if damaged.is_empty() => return held(root, description, options),
                 None => {
                     whole = Some(step.name.clone());
                     break;
@@ -336,12 +341,37 @@ pub(super) fn describe(path: &Path, options: &OpenOptions) -> Result<(Arc<Root>,
     }
 }
 
+/// Holds the step that was chosen, and describes what is held.
+fn held(mut root: Root, mut description: Description, options: &OpenOptions) -> Result<(Arc<Root>, Description)> {
+    let Some(step) = description.step.as_ref().map(|step| step.dir.clone()) else {
+        return Ok((Arc::new(root), description));
+    };
+    root.hold(&step)?;
+    let whole = layout::Options {
+        entry: Entry::Dir,
+        name: None,
+        step: StepChoice::Unstated,
+        force: options.force,
+        damaged: BTreeMap::new(),
+    };
+    let own = ask(&root.below(&step)?, |asker| async move { layout::describe(&asker, &whole).await })
+        .map_err(|error| error.at("step", root.shown(&step)))?;
+    // Items with numbers for names look like steps, but of a step they are the items that they were found to be.
+    if own.layout != LayoutKind::Steps {
+        let below = |item: Item| Ok(Item { dir: step.join(item.dir.as_bytes())?, ..item });
+        description.items = own.items.into_iter().map(below).collect::<Result<_>>()?;
+        description.custom_metadata = own.custom_metadata.or(description.custom_metadata);
+        (description.init_ns, description.commit_ns) = (own.init_ns, own.commit_ns);
+    }
+    Ok((Arc::new(root), description))
+}
+
 /// The same, judging steps by their listings, and by what is known of them already: for who looks into what it is for damage.
 pub(super) fn describe_listed(
     path: &Path,
     options: &OpenOptions,
     damaged: &BTreeMap<String, String>,
-) -> Result<(Arc<Root>, Description)> {
+) -> Result<(Root, Description)> {
     let (root, entry) = open_root(path)?;
     let wanted = layout::Options {
         entry,
@@ -357,7 +387,7 @@ pub(super) fn describe_listed(
             .at("checkpoint", path.display())
             .hint("leave out --item"));
     }
-    Ok((Arc::new(root), description))
+    Ok((root, description))
 }
 
 /// Runs a metadata machine over the files of a directory.

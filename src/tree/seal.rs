@@ -7,6 +7,8 @@ use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::sync::Arc;
 
+use bytes::Bytes;
+
 use super::catalog::{LeafKind, META_KEYS};
 use super::check::{check_unit, each_unit};
 use super::checkpoint::{Checkpoint, OpenOptions, ask, describe};
@@ -131,13 +133,19 @@ impl Seal {
         Ok(sums)
     }
 
-    /// The checksums of the files that describe what is in a directory.
+    /// The checksums of the files that describe what is in a directory. What a save of our own has checksums of keeps them;
+    /// opening has compared them.
     fn described(&self, dir: &RelPath) -> Result<Sums> {
-        let mut sums = Sums::default();
-        for name in SUMMED_FILES {
+        let read = |name: &str| -> Result<Option<Bytes>> {
             let path = dir.join(name)?;
-            if let Some(file) = ask(&self.root, |asker| async move { asker.file(path, METADATA_FILE_BYTES_MAX).await })?
-            {
+            ask(&self.root, |asker| async move { asker.file(path, METADATA_FILE_BYTES_MAX).await })
+        };
+        let mut sums = match read(SUMS_FILE)? {
+            Some(file) => Sums::parse(&file)?.without_values(),
+            None => Sums::default(),
+        };
+        for name in SUMMED_FILES {
+            if let Some(file) = read(name)? {
                 sums.add(name, &file);
             }
         }

@@ -72,7 +72,7 @@ pub struct Problem {
 pub fn verify(path: &Path, options: &OpenOptions, deep: bool, engine: &EngineOptions) -> Result<Verified> {
     let mut found = Verified { leftovers: leftovers_of(path), ..Verified::default() };
     let (root, description) = match describe_listed(path, options, &BTreeMap::new()) {
-        Ok(described) => described,
+        Ok((root, description)) => (Arc::new(root), description),
         // A path that is there and says that it is a checkpoint is one, however damaged.
         Err(error) if is_marked(path) => {
             found.problem("", None, true, error)?;
@@ -236,11 +236,13 @@ fn verify_tree(
         }
     }
     if let Some(dir) = checkpoint.item_dir() {
-        found.leftovers.extend(leftovers(&root.path().join(dir.as_path())).unwrap_or_default());
-        let lost = |found: &mut Verified, error: Error| found.problem(item, None, false, error);
+        // Those of a bare item are the checkpoint's.
+        if !dir.as_bytes().is_empty() {
+            found.leftovers.extend(leftovers(&root.path().join(dir.as_path())).unwrap_or_default());
+        }
         match orphans(root, dir, &planned, &plans) {
             Ok(orphans) => found.orphans.extend(orphans),
-            Err(error) => lost(found, error)?,
+            Err(error) => found.problem(item, None, false, error)?,
         }
     }
     let ring = Ring::new(usize::try_from(limits.slot_bytes).unwrap_or(crate::limits::SLOT_BYTES));

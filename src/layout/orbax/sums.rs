@@ -33,6 +33,9 @@ pub const SUMMED_FILES: [&str; 8] = [
     checkpoint::METADATA_FILE,
 ];
 
+/// Arrays' metadata, where every value is a file. They have checksums, too.
+const DOCUMENTS: [&str; 2] = ["zarr.json", ".zarray"];
+
 /// Checksums by the names of the files, relative to the directory.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Sums {
@@ -89,7 +92,7 @@ impl Sums {
         let mut sums = Self::default();
         for (name, member) in members {
             match member {
-                Member::File(text) if SUMMED_FILES.contains(&name.as_str()) => {
+                Member::File(text) if SUMMED_FILES.contains(&name.as_str()) || is_document(&name) => {
                     sums.files.insert(name, crc(&text)?);
                 }
                 Member::File(_) => return Err(damaged()),
@@ -109,6 +112,12 @@ impl Sums {
         Ok(sums)
     }
 
+    /// The checksums of whole files alone.
+    #[must_use]
+    pub fn without_values(self) -> Self {
+        Self { files: self.files, values: BTreeMap::new() }
+    }
+
     /// The checksums of the values of the item in this directory; `None` if it was never sealed.
     ///
     /// # Errors
@@ -117,6 +126,17 @@ impl Sums {
         let files = self.values.iter().map(|(name, sums)| Ok((dir.join(name)?, sums.clone())));
         let files = files.collect::<Result<BTreeMap<_, _>>>()?;
         Ok((!files.is_empty()).then_some(ValueSums(files)))
+    }
+
+    /// Those of arrays' metadata alone.
+    pub fn documents(&self) -> Self {
+        let files = self.files.iter().filter(|(name, _)| is_document(name));
+        Self { files: files.map(|(name, crc)| (name.clone(), *crc)).collect(), values: BTreeMap::new() }
+    }
+
+    /// The names of the files that have checksums.
+    pub fn names(&self) -> impl Iterator<Item = &str> {
+        self.files.keys().map(String::as_str)
     }
 
     /// Checks a file.
@@ -142,6 +162,10 @@ impl Sums {
                 .hint(format!("if it was removed on purpose, remove `{SUMS_FILE}` beside it, too"))),
         }
     }
+}
+
+fn is_document(name: &str) -> bool {
+    name.rsplit('/').next().is_some_and(|last| DOCUMENTS.contains(&last))
 }
 
 /// Checks files of a directory by its file of checksums, if there is one, and gives what else that says.

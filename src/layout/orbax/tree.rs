@@ -8,7 +8,7 @@ use serde_json::Value;
 use super::metadata::{Container, TreeMetadata, ValueType, collisions, param_name, shared_names};
 use super::msgpack::{self, Node};
 use super::sharding::SavedSharding;
-use super::sums::{self, SUMS_FILE, ValueSums};
+use super::sums::{self, SUMS_FILE, Sums, ValueSums};
 use super::{array_metadata, json, metadata, sharding, strings};
 use crate::error::{Error, Result};
 use crate::keypath::{Key, KeyPath};
@@ -54,6 +54,8 @@ pub struct TreeItem {
     pub listing: Vec<DirEntry>,
     /// Checksums of its values, if it was sealed.
     pub sums: Option<ValueSums>,
+    /// Checksums of its arrays' metadata, where they are files and have some.
+    pub documents: Sums,
 }
 
 /// One leaf.
@@ -67,6 +69,8 @@ pub struct StoredLeaf {
     pub sharding: Option<SavedSharding>,
     /// The implementation of a typed PRNG key.
     pub key_impl: Option<String>,
+    /// The chunks' shape, as it was recorded beside the array's own metadata.
+    pub chunk_shape: Option<Vec<u64>>,
 }
 
 /// What is stored for a leaf.
@@ -116,7 +120,9 @@ pub const FIRST_ARRAY_METADATA_FILE: &str = "array_metadatas/process_0";
 /// `Corrupt`, with file and offset); a checkpoint of T5X (kind `Unsupported`).
 pub async fn read_tree(ask: &Asker, item_dir: &RelPath) -> Result<TreeRead> {
     let Some(listing) = ask.list(item_dir.clone()).await? else {
-        return Err(Error::not_found("no such item directory").at("directory", item_dir));
+        return Err(Error::not_found("no such item directory, although the metadata list the item")
+            .at("directory", item_dir)
+            .hint("it was lost or removed; other items are opened by name (`--item`)"));
     };
     let item = Item { ask, dir: item_dir, listing: &listing };
     let mut parts = item.read_parts().await?;
@@ -131,6 +137,7 @@ pub async fn read_tree(ask: &Asker, item_dir: &RelPath) -> Result<TreeRead> {
     tree.notes = notes;
     tree.listing = listing;
     tree.sums = parts.sums.take();
+    tree.documents = std::mem::take(&mut parts.documents);
     Ok(TreeRead::Tree(Box::new(tree)))
 }
 
@@ -172,6 +179,7 @@ struct Parts {
     strings: Option<Value>,
     array_metadata: Option<Bytes>,
     sums: Option<ValueSums>,
+    documents: Sums,
 }
 
 impl Item<'_> {
@@ -206,9 +214,19 @@ impl Item<'_> {
             (STRINGS_FILE, strings.as_ref()),
             (FIRST_ARRAY_METADATA_FILE, array_metadata.as_ref()),
         ];
-        let values = sums::check(self.dir, sums?.as_ref(), checked)?.values(self.dir)?;
-        if let (Some(values), Some(file)) = (&values, &msgpack) {
-            values.check_file(&self.path(MSGPACK_FILE)?, file)?;
+        let sums = sums::check(self.dir, sums?.as_ref(), checked)?;
+        let (values, documents) = (sums.values(self.dir)?, sums.documents());
+        if let Some(values) = &values {
+            let path = self.path(MSGPACK_FILE)?;
+            match &msgpack {
+                Some(file) => values.check_file(&path, file)?,
+                // Beside `_METADATA` it may not be wanted.
+                None if !is_described && values.has(&path) => {
+                    let lost = "a file is missing that was there when the checkpoint was sealed";
+                    return Err(Error::not_found(lost).at("file", path));
+                }
+                None => {}
+            }
         }
         let strings = match strings {
             Some(file) => {
@@ -216,7 +234,7 @@ impl Item<'_> {
             }
             None => None,
         };
-        Ok(Parts { metadata, msgpack, sharding, strings, array_metadata, sums: values })
+        Ok(Parts { metadata, msgpack, sharding, strings, array_metadata, sums: values, documents })
     }
 
     /// The tree that `_METADATA` describes.
@@ -250,10 +268,10 @@ impl Item<'_> {
                 ValueType::Other(_) => unsupported(&entry.value_type, "no handler for this type is built in"),
                 value_type => StoredKind::Stored { name: param_name(&entry.path), value_type: Some(value_type) },
             };
-            StoredLeaf { path: entry.path, kind, sharding: None, key_impl: None }
+            StoredLeaf { path: entry.path, kind, sharding: None, key_impl: None, chunk_shape: None }
         });
         let leaves = leaves.collect();
-        let (notes, listing, sums) = (Vec::new(), Vec::new(), None);
+        let (notes, listing, sums, documents) = (Vec::new(), Vec::new(), None, Sums::default());
         Ok(TreeItem {
             leaves,
             use_ocdbt,
@@ -265,6 +283,7 @@ impl Item<'_> {
             notes,
             listing,
             sums,
+            documents,
         })
     }
 
@@ -277,7 +296,7 @@ impl Item<'_> {
             _ => None,
         });
         let collisions = shared_names(stored);
-        let leaf = |(path, kind)| StoredLeaf { path, kind, sharding: None, key_impl: None };
+        let leaf = |(path, kind)| StoredLeaf { path, kind, sharding: None, key_impl: None, chunk_shape: None };
         Ok(TreeItem {
             leaves: leaves.into_iter().map(leaf).collect(),
             use_ocdbt: None,
@@ -289,6 +308,7 @@ impl Item<'_> {
             notes: Vec::new(),
             listing: Vec::new(),
             sums: None,
+            documents: Sums::default(),
         })
     }
 
@@ -367,7 +387,8 @@ impl Item<'_> {
         match array_metadata::parse(&file) {
             Ok(mut records) => tree.leaves.iter_mut().for_each(|leaf| {
                 if let StoredKind::Stored { name, .. } = &leaf.kind {
-                    leaf.key_impl = records.get_mut(name).and_then(|record| record.random_key_impl.take());
+                    let record = records.get_mut(name).map(std::mem::take).unwrap_or_default();
+                    (leaf.key_impl, leaf.chunk_shape) = (record.random_key_impl, record.chunk_shape);
                 }
             }),
             Err(error) => notes.push(corrupt(&error, Some(error.offset), &path)),

@@ -26,7 +26,7 @@ use std::time::Instant;
 pub use options::{ConvertOptions, ConvertProgress, ConvertReport, ConvertTo};
 
 use self::journal::{Fingerprint, Found, Journal};
-use self::orbax::OrbaxSink;
+use self::orbax::{OrbaxSink, is_carried};
 use self::pieces::{Cursor, Elements, Piece, Task, next_wave, wave_target};
 use self::scratch::Scratch;
 use self::sink::{Filled, Io, Sink};
@@ -38,6 +38,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::io::store::Becomes;
 use crate::io::{Budget, StagedDir};
 use crate::layout::Format;
+use crate::layout::safetensors::Source;
 use crate::limits::RESUME_FILES_MAX;
 use crate::plan::Values;
 use crate::relpath::RelPath;
@@ -59,6 +60,7 @@ pub fn convert(target: &Target, to: impl AsRef<Path>, options: &ConvertOptions) 
     if target.leaves.is_empty() {
         return Err(Error::invalid("there is nothing to convert").hint("`touchdown ls` shows what there is"));
     }
+    refuse_source(target, to, options.to)?;
     let (file, half) = (file_name(to)?, options.engine.staging_bytes / 2);
     let (becomes, mut sink): (_, Box<dyn Sink>) = match options.to {
         ConvertTo::Orbax => {
@@ -86,7 +88,7 @@ pub fn convert(target: &Target, to: impl AsRef<Path>, options: &ConvertOptions) 
     staged.commit(options.save.sync)?;
     report.skipped = target.skipped().to_vec();
     report.missing = target.missing().to_vec();
-    report.other_items = other_items(target);
+    report.other_items = other_items(target, options.to);
     report.elapsed = start.elapsed();
     tracing::info!(ms = report.elapsed.as_secs_f64() * 1e3, waves = report.waves, "converted");
     Ok(report)
@@ -346,11 +348,39 @@ fn done(tasks: &[Task], cursor: Cursor) -> u64 {
 }
 
 /// Items of the source that stay behind.
-fn other_items(target: &Target) -> Vec<String> {
-    let items = target.checkpoint.description().items.iter().map(|item| item.name.clone());
-    match target.checkpoint.item() {
-        Some(own) => items.filter(|name| name != own).collect(),
-        None => Vec::new(),
+fn other_items(target: &Target, to: ConvertTo) -> Vec<String> {
+    let Some(own) = target.checkpoint.item() else { return Vec::new() };
+    let items = target.checkpoint.description().items.iter();
+    let lost = items.filter(|item| item.name != own && !(to == ConvertTo::Orbax && is_carried(item)));
+    lost.map(|item| item.name.clone()).collect()
+}
+
+/// Refuses destinations whose making would change or remove the source: within it, around it, or in its place when it has more
+/// than is converted.
+fn refuse_source(target: &Target, to: &Path, converted: ConvertTo) -> Result<()> {
+    let real = |path: &Path| path.canonicalize().ok();
+    let parent = |path: &Path| std::path::absolute(path).ok().and_then(|path| real(path.parent()?));
+    let (root, description) = (target.checkpoint.root(), target.checkpoint.description());
+    let source = match (&description.safetensors, &description.step) {
+        (Some(Source::File(file) | Source::Index(file)), _) => root.path().join(file.as_path()),
+        (_, Some(step)) => root.path().join(step.dir.as_path()),
+        _ => root.path().to_owned(),
+    };
+    let (Some(source), Some(dir), Some(name)) = (real(&source), parent(to), to.file_name()) else { return Ok(()) };
+    let destination = dir.join(name);
+    let refused = |what: &str| Error::invalid(what).at("destination", to.display()).hint("choose another destination");
+    // Within a directory of safetensors it would be no part of them.
+    if destination != source && destination.starts_with(&source) && description.format == Format::Orbax {
+        return Err(refused("the destination lies within the source"));
+    }
+    if destination != source && source.starts_with(&destination) {
+        return Err(refused("the source lies within the destination, which would be replaced"));
+    }
+    match other_items(target, converted).as_slice() {
+        others if destination == source && !others.is_empty() => {
+            Err(refused("the destination is the source, whose other items would be lost").found(others.join(", ")))
+        }
+        _ => Ok(()),
     }
 }
 

@@ -13,11 +13,12 @@ use crate::io::StagedDir;
 use crate::keypath::KeyPath;
 use crate::kv::{Extent, FileId, Value};
 use crate::layout::orbax::checkpoint;
+use crate::layout::{self, ItemKind};
 use crate::plan::{Device, Mesh, Sharding, Spec};
 use crate::relpath::RelPath;
 use crate::shape::Region;
 use crate::tree::save::{
-    Context, DataFile, Elements, Item, NewArray, NewLeaf, NewPart, SaveOptions, Storage, Tree, Written,
+    Context, DataFile, Elements, Item, JsonItem, NewArray, NewLeaf, NewPart, SaveOptions, Storage, Tree, Written,
     finish_checkpoint, finish_tree, now_ns, write_arrays,
 };
 use crate::tree::target::{ArrayWant, Target, TargetLeaf, What};
@@ -26,6 +27,8 @@ use crate::tree::{LeafKind, Value as Scalar};
 /// A checkpoint of one item that is being written.
 pub(super) struct OrbaxSink {
     item: Item,
+    /// The JSON items that lie beside it.
+    beside: Vec<JsonItem>,
     dir: RelPath,
     options: SaveOptions,
     written: Written,
@@ -84,6 +87,13 @@ impl OrbaxSink {
         options.rich_types |= !tree.containers.is_empty();
         options.custom_metadata = options.custom_metadata.or_else(|| target.checkpoint.checkpoint_metadata().cloned());
         options.check_custom_metadata(&mut problems);
+        let beside = match json_items(target) {
+            Ok(beside) => beside,
+            Err(error) => {
+                problems.push(error);
+                Vec::new()
+            }
+        };
         let item = Item::plan(ITEM, &tree, (Elements::Later, budget), &options, &mut problems);
         problems.extend(item.over_budget(budget));
         let cast = item.paths.iter().zip(item.jobs.iter()).filter(|(_, job)| job.casts());
@@ -106,6 +116,7 @@ impl OrbaxSink {
             Some(error) => Err(error),
             None => Ok(Self {
                 item,
+                beside,
                 dir: RelPath::new(ITEM)?,
                 options,
                 written: Written::default(),
@@ -127,7 +138,7 @@ impl Sink for OrbaxSink {
             all.extend(job.new.metadata()?);
         }
         all.extend(format!("{:?} {}", Storage::of(&self.options), self.dir).into_bytes());
-        all.extend(format!("{:?}", self.options.custom_metadata).into_bytes());
+        all.extend(format!("{:?}{:?}", self.options.custom_metadata, self.beside).into_bytes());
         Ok(all)
     }
 
@@ -227,10 +238,30 @@ impl Sink for OrbaxSink {
         let written = std::mem::take(&mut self.written);
         let bytes = written.bytes;
         finish_tree(staged, &self.item, written, &self.options)?;
-        let handlers = BTreeMap::from([(ITEM.to_owned(), checkpoint::TREE_HANDLER.to_owned())]);
+        let mut handlers = BTreeMap::from([(ITEM.to_owned(), checkpoint::TREE_HANDLER.to_owned())]);
+        for item in &self.beside {
+            item.write(staged, &self.options)?;
+            handlers.insert(item.name.clone(), item.handler.to_owned());
+        }
         finish_checkpoint(staged, handlers, &self.options, self.started_ns)?;
         Ok(bytes)
     }
+}
+
+/// The JSON items of the source, all of which the new checkpoint has, too.
+fn json_items(target: &Target) -> Result<Vec<JsonItem>> {
+    let item = |item: &layout::Item| {
+        if item.name == ITEM {
+            return Err(Error::invalid("a JSON item has the name that the tree is to have").at("item", ITEM));
+        }
+        Ok(JsonItem::new(&item.name, &target.checkpoint.json_item(&item.name)?))
+    };
+    target.checkpoint.description().items.iter().filter(|item| is_carried(item)).map(item).collect()
+}
+
+/// Whether an item is copied as it is. That of a random key is part of the tree beside it.
+pub(super) fn is_carried(item: &layout::Item) -> bool {
+    item.kind == ItemKind::Json && !item.name.contains('/') && !item.name.is_empty()
 }
 
 /// The tuples and namedtuples of the source below which leaves are still where they were.

@@ -56,7 +56,13 @@ pub fn delete_item(path: impl AsRef<Path>, name: &str) -> Result<()> {
     let Some(checkpoint_dir) = dir.parent() else { return Err(Error::bug("an item without a checkpoint")) };
     // In this order: an item that the metadata list and that is missing would be damage.
     forget_item(&checkpoint_dir.join(checkpoint::METADATA_FILE), name)?;
-    let removed = set_aside(&LocalStore, &dir)?;
+    // Beside the checkpoint: within it every directory is an item to Orbax, whatever its name.
+    let removed = deleted_name(checkpoint_dir)?;
+    match LocalStore.rename_new(&dir, &removed) {
+        // The metadata alone had it.
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(()),
+        other => other.map_err(|error| failed(error, &dir))?,
+    }
     remove_tree(&LocalStore, &removed).map_err(|error| failed(error, &removed))
 }
 

@@ -4,13 +4,16 @@ use std::collections::BTreeMap;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use super::files::{DataFile, Written, new_data_file};
+use serde_json::Value;
+
 use super::item::Item;
 use super::options::SaveOptions;
+use super::write::stored_key;
 use crate::error::{Error, Result};
 use crate::io::{StagedDir, store};
 use crate::kv::{Index, ocdbt};
 use crate::layout::orbax::sums::{SUMS_FILE, Sums};
-use crate::layout::orbax::{array_metadata, checkpoint, sharding, strings, tree};
+use crate::layout::orbax::{array_metadata, checkpoint, json, sharding, strings, tree};
 use crate::relpath::RelPath;
 
 /// Writes what makes the arrays of an item a tree. Its directory exists.
@@ -44,24 +47,48 @@ pub(in crate::tree) fn finish_tree(
         files.put(tree::SHARDING_FILE, &sharding::to_bytes(&item.shardings))?;
     }
     files.put(tree::METADATA_FILE, &item.metadata.to_bytes())?;
+    if !options.ocdbt {
+        // They were written before the arrays; in a database they stand in its nodes, which have checksums.
+        for job in item.jobs.iter() {
+            let name = stored_key(&job.name, job.new.format.metadata_key());
+            files.sums.add(&name, &job.new.metadata()?);
+        }
+    }
     files.finish()
 }
 
-/// Writes a JSON item: its one file.
-///
-/// # Errors
-/// Whatever the file system refuses.
-pub(super) fn write_json(
-    staged: &mut StagedDir,
-    name: &str,
-    (file, document): (&str, &[u8]),
-    options: &SaveOptions,
-) -> Result<()> {
-    let dir = RelPath::new(name)?;
-    staged.dir(&dir)?;
-    let mut files = Summed::new(staged, dir, options);
-    files.put(file, document)?;
-    files.finish()
+/// A JSON item: its name, its one file, and the handler that the metadata list.
+#[derive(Debug)]
+pub(in crate::tree) struct JsonItem {
+    pub(in crate::tree) name: String,
+    file: &'static str,
+    pub(in crate::tree) handler: &'static str,
+    pub(in crate::tree) document: Vec<u8>,
+}
+
+impl JsonItem {
+    /// The item of this name; that of metrics is written as Orbax's managers write it.
+    pub(in crate::tree) fn new(name: &str, value: &Value) -> Self {
+        let (file, handler, document) = match name {
+            checkpoint::METRICS_ITEM => {
+                (checkpoint::METRICS_ITEM, checkpoint::METRICS_HANDLER, json::metrics_to_bytes(value))
+            }
+            _ => (JSON_FILE, checkpoint::JSON_HANDLER, value.to_string().into_bytes()),
+        };
+        Self { name: name.to_owned(), file, handler, document }
+    }
+
+    /// Writes it.
+    ///
+    /// # Errors
+    /// Whatever the file system refuses.
+    pub(in crate::tree) fn write(&self, staged: &mut StagedDir, options: &SaveOptions) -> Result<()> {
+        let dir = RelPath::new(&self.name)?;
+        staged.dir(&dir)?;
+        let mut files = Summed::new(staged, dir, options);
+        files.put(self.file, &self.document)?;
+        files.finish()
+    }
 }
 
 /// Writes the files of the checkpoint's own directory: what its items are, and that it is whole.
@@ -156,3 +183,6 @@ pub(in crate::tree) fn write_database(
     }
     staged.write(&dir.join("manifest.ocdbt")?, &database.manifest, options.sync)
 }
+
+/// The file of a JSON item.
+const JSON_FILE: &str = "data.json";

@@ -159,7 +159,7 @@ impl Progress {
     pub(in crate::tree) fn refuse_if_cancelled(&self) -> Result<()> {
         match self.is_cancelled() {
             false => Ok(()),
-            true => Err(Error::new(ErrorKind::Cancelled, "the save was cancelled")),
+            true => Err(Error::new(ErrorKind::Cancelled, "the writing was cancelled")),
         }
     }
 

@@ -22,7 +22,7 @@ mod write;
 
 pub use delete::{delete, delete_item};
 pub(in crate::tree) use files::{DataFile, Storage, Written};
-pub(in crate::tree) use finish::{finish_checkpoint, finish_tree, now_ns, write_database};
+pub(in crate::tree) use finish::{JsonItem, finish_checkpoint, finish_tree, now_ns, write_database};
 pub(in crate::tree) use item::{Elements, Item, element};
 pub(in crate::tree) use job::Progress;
 pub use job::{SaveJob, SaveProgress, SaveReport};

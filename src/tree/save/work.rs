@@ -11,7 +11,7 @@ use std::time::Instant;
 use rayon::ThreadPool;
 
 use super::files::{Storage, Written};
-use super::finish::{finish_checkpoint, finish_tree, now_ns, write_json};
+use super::finish::{JsonItem, finish_checkpoint, finish_tree, now_ns};
 use super::item::{Elements, Item};
 use super::job::{Progress, SaveJob, SaveReport};
 use super::memory::{Held, INLINE_PER_BUDGET};
@@ -22,7 +22,7 @@ use crate::dtype::CastPolicy;
 use crate::error::{Error, ErrorKind, Result};
 use crate::io::{Budget, StagedDir};
 use crate::layout::LayoutKind;
-use crate::layout::orbax::{checkpoint, json, names, step};
+use crate::layout::orbax::{checkpoint, names, step};
 use crate::relpath::RelPath;
 use crate::tree::OpenOptions;
 use crate::tree::checkpoint::describe_listed;
@@ -44,7 +44,7 @@ pub(in crate::tree) struct SaveWork {
 /// One item, ready to be written.
 enum Planned {
     Tree(Item),
-    Json { name: String, file: &'static str, handler: &'static str, document: Vec<u8> },
+    Json(JsonItem),
 }
 
 impl SaveWork {
@@ -81,11 +81,10 @@ impl SaveWork {
                     if let Err(error) = names::check_item_name(name) {
                         problems.push(Error::invalid(format!("an item cannot be named `{name}`: {error}")));
                     }
-                    let deep = too_deep("a JSON item", value, 0);
-                    let document = if deep.is_none() { value.to_string().into_bytes() } else { Vec::new() };
-                    problems.extend(deep.map(|error| error.at("item", name)));
-                    let (file, handler) = (JSON_FILE, checkpoint::JSON_HANDLER);
-                    planned.push(Planned::Json { name: name.clone(), file, handler, document });
+                    match too_deep("a JSON item", value, 0) {
+                        Some(error) => problems.push(error.at("item", name)),
+                        None => planned.push(Planned::Json(JsonItem::new(name, value))),
+                    }
                 }
             }
         }
@@ -93,16 +92,15 @@ impl SaveWork {
             if !metrics.is_object() {
                 problems.push(Error::invalid("metrics must be a JSON object").found(metrics));
             }
-            let deep = too_deep("metrics", metrics, 0);
-            let (file, handler) = (checkpoint::METRICS_ITEM, checkpoint::METRICS_HANDLER);
-            let document = if deep.is_none() { json::metrics_to_bytes(metrics) } else { Vec::new() };
-            problems.extend(deep);
-            planned.push(Planned::Json { name: file.to_owned(), file, handler, document });
+            match too_deep("metrics", metrics, 0) {
+                Some(error) => problems.push(error),
+                None => planned.push(Planned::Json(JsonItem::new(checkpoint::METRICS_ITEM, metrics))),
+            }
         }
         let trees = || {
             planned.iter().filter_map(|item| match item {
                 Planned::Tree(item) => Some(item),
-                Planned::Json { .. } => None,
+                Planned::Json(_) => None,
             })
         };
         let held = Held::of(trees(), options);
@@ -152,9 +150,9 @@ impl SaveWork {
         let items = std::mem::take(&mut self.items);
         for item in &items {
             match item {
-                Planned::Json { name, file, handler, document } => {
-                    write_json(&mut self.staged, name, (file, document), &self.options)?;
-                    handlers.insert(name.clone(), (*handler).to_owned());
+                Planned::Json(item) => {
+                    item.write(&mut self.staged, &self.options)?;
+                    handlers.insert(item.name.clone(), item.handler.to_owned());
                 }
                 Planned::Tree(item) => {
                     report.bytes_stored += self.write_tree(pool, &budget, item)?;
@@ -233,9 +231,6 @@ fn starts_as_safetensors(path: &Path) -> bool {
     let mut start = [0; 9];
     File::open(path).and_then(|mut file| file.read_exact(&mut start)).is_ok_and(|()| start[8] == b'{')
 }
-
-/// The file of a JSON item.
-const JSON_FILE: &str = "data.json";
 
 /// Publishes a failure if the driver panics.
 struct Ended<'a>(&'a Arc<Progress>);

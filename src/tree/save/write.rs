@@ -324,6 +324,6 @@ impl Drive<'_> {
 }
 
 /// The key of a value: the array's prefix and the rest.
-fn stored_key(name: &str, rest: &str) -> String {
+pub(super) fn stored_key(name: &str, rest: &str) -> String {
     format!("{}{rest}", key_prefix(name))
 }

@@ -56,7 +56,8 @@ impl Index {
     /// # Errors
     /// A key that is there twice.
     pub fn of_new(files: Vec<RelPath>, mut entries: Vec<(Bytes, Value)>) -> Result<Self, Bytes> {
-        entries.sort_by(|a, b| a.0.cmp(&b.0));
+        // In place: there may be very many.
+        entries.sort_unstable_by(|a, b| a.0.cmp(&b.0));
         match entries.windows(2).find(|pair| pair[0].0 == pair[1].0) {
             Some(pair) => Err(pair[0].0.clone()),
             None => Ok(Self { files, entries }),

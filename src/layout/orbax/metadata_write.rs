@@ -23,8 +23,8 @@ impl TreeMetadata {
     ///
     /// Parsing the bytes gives this value again, if `containers` is sorted and no entry lies inside another.
     pub fn to_bytes(&self) -> Vec<u8> {
-        let leaves = self.entries.iter().map(|entry| (member_name(&entry.path).into(), leaf(entry))).collect();
-        let mut members = vec![("tree_metadata", Doc::Object(leaves))];
+        let leaves = self.entries.iter().map(|entry| (member_name(&entry.path), leaf(entry)));
+        let mut members = Vec::new();
         members.extend(self.use_ocdbt.map(|value| ("use_ocdbt", Doc::Bool(value))));
         members.extend(self.use_zarr3.map(|value| ("use_zarr3", Doc::Bool(value))));
         members.push(("store_array_data_equal_to_fill_value", Doc::Bool(self.every_chunk_stored)));
@@ -32,7 +32,7 @@ impl TreeMetadata {
         if !self.containers.is_empty() {
             members.push(("value_metadata_tree", Doc::Text(rich::text(&self.entries, &self.containers).into())));
         }
-        Doc::object(members).dumps().into_bytes()
+        Doc::dumps_many(("tree_metadata", leaves), &members).into_bytes()
     }
 
     /// Sorts the entries as JAX flattens trees: dict keys by code points, positions by number. The fields of a namedtuple

@@ -45,6 +45,26 @@ impl<'a> Doc<'a> {
         value.unwrap_or(Self::Null)
     }
 
+    /// The text of `json.dumps` of an object whose first member is an object of very many: one of them is in memory at a time.
+    pub(super) fn dumps_many(
+        (name, many): (&str, impl Iterator<Item = (String, Self)>),
+        rest: &[(&str, Self)],
+    ) -> String {
+        let mut out = String::from("{");
+        member(name, &mut out);
+        sequence(&mut out, ['{', '}'], many, |(name, value), out| {
+            member(&name, out);
+            value.write(out);
+        });
+        for (name, value) in rest {
+            out.push_str(", ");
+            member(name, &mut out);
+            value.write(&mut out);
+        }
+        out.push('}');
+        out
+    }
+
     /// The text of `json.dumps`: ASCII.
     pub(super) fn dumps(&self) -> String {
         let mut out = String::new();

@@ -89,18 +89,26 @@ pub fn parse(bytes: &[u8]) -> Result<HashMap<String, SavedSharding>, JsonError> 
 /// Only named and single-device shardings have an entry, as in Orbax; of positional ones it cannot read any. Parsing the
 /// bytes gives the written entries again.
 pub fn to_bytes(shardings: &HashMap<String, SavedSharding>) -> Vec<u8> {
-    let entries = shardings.iter().filter_map(|(name, sharding)| {
+    let mut sorted: Vec<(String, &SavedSharding)> =
+        shardings.iter().map(|(name, sharding)| (base64::encode(name.as_bytes()), sharding)).collect();
+    sorted.sort_unstable_by(|a, b| a.0.cmp(&b.0));
+    // TensorStore writes this file: compact and sorted, which is what a map's text is.
+    let mut out = String::from("{");
+    for (name, sharding) in sorted {
         let entry = match sharding {
             SavedSharding::Named { mesh, spec } => named_doc(mesh, spec),
             SavedSharding::Single { device } => {
                 Doc::object([("sharding_type", Doc::text("SingleDeviceSharding")), ("device_str", Doc::text(device))])
             }
-            SavedSharding::Positional { .. } | SavedSharding::Other(_) => return None,
+            SavedSharding::Positional { .. } | SavedSharding::Other(_) => continue,
         };
-        Some((base64::encode(name.as_bytes()), Value::String(entry.dumps())))
-    });
-    // TensorStore writes this file: compact and sorted, which is what a map's text is.
-    Value::Object(entries.collect()).to_string().into_bytes()
+        if out.len() > 1 {
+            out.push(',');
+        }
+        out.push_str(&format!("{}:{}", Value::String(name), Value::String(entry.dumps())));
+    }
+    out.push('}');
+    out.into_bytes()
 }
 
 fn named_doc<'a>(mesh: &'a SavedMesh, spec: &'a [Vec<String>]) -> Doc<'a> {

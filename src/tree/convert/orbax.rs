@@ -95,6 +95,7 @@ impl OrbaxSink {
             }
         };
         let item = Item::plan(ITEM, &tree, (Elements::Later, budget), &options, &mut problems);
+        problems.extend(item.over_budget(budget));
         let cast = item.paths.iter().zip(item.jobs.iter()).filter(|(_, job)| job.casts());
         problems.extend(
             cast.map(|(path, _)| {

@@ -30,6 +30,8 @@ pub(in crate::tree) struct ArrayJob {
     pub(super) part: Region,
     /// Whether the array's metadata document is written already.
     pub(super) described: bool,
+    /// Whether its small values may stand in the nodes of a database.
+    pub(super) inline: bool,
     /// Lossy elements so far.
     pub(super) lossy: AtomicU64,
 }
@@ -94,7 +96,7 @@ impl ArrayJob {
         let source = Source { shape: self.source.shape.clone(), parts, convert: self.source.convert };
         let (name, new) = (self.name.clone(), self.new.clone());
         let (grid, keys, lossy) = (self.grid.clone(), self.keys, AtomicU64::new(0));
-        Self { name, source, new, grid, keys, part, described, lossy }
+        Self { name, source, new, grid, keys, part, described, inline: self.inline, lossy }
     }
 
     /// Whether elements change their type on the way.
@@ -119,16 +121,32 @@ impl ArrayJob {
         self.new.inner_shape().iter().fold(size, |bytes, extent| bytes.saturating_mul(*extent))
     }
 
+    /// The most that the elements of an inner chunk are encoded to.
+    fn encoded_len_max(&self) -> u64 {
+        let (bytes, compression) = (self.inner_bytes(), self.new.compression);
+        match compression {
+            Compression::None => bytes,
+            _ => Encoder::encoded_len_max(compression, usize::try_from(bytes).unwrap_or(usize::MAX)) as u64,
+        }
+    }
+
+    /// The most that a chunk of one inner chunk is stored as: with its checksum and index.
+    pub(super) fn stored_len_max(&self) -> u64 {
+        self.encoded_len_max().saturating_add(CHUNK_TAIL_BYTES_MAX)
+    }
+
+    /// Chunks of the whole array.
+    pub(super) fn chunk_count(&self) -> u64 {
+        self.grid.chunk_count(&self.new.shape).unwrap_or(u64::MAX)
+    }
+
     /// What a unit takes of a budget. Piece by piece is slower, and chosen where a unit would take much of the budget, and
     /// only if it takes less that way.
     pub(super) fn cost(&self, budget: u64) -> Cost {
         let (bytes, compression) = (self.inner_bytes(), self.new.compression);
         let encoder = Encoder::memory(compression, bytes);
-        let encoded = match compression {
-            // Stored as they were gathered.
-            Compression::None => 0,
-            _ => Encoder::encoded_len_max(compression, usize::try_from(bytes).unwrap_or(usize::MAX)) as u64,
-        };
+        // What is not compressed is stored as it was gathered.
+        let encoded = if compression == Compression::None { 0 } else { self.encoded_len_max() };
         let whole = bytes.saturating_add(encoded).saturating_add(SMALL_BYTES);
         let much = whole > budget / UNITS_PER_BUDGET || whole.saturating_add(encoder) > budget;
         let piece = (budget / PIECES_PER_BUDGET).clamp(PIECE_BYTES_MIN, SLOT_BYTES as u64);
@@ -172,7 +190,7 @@ impl ArrayJob {
     }
 
     /// Inner chunks of a chunk; 1 for a chunk that has none.
-    fn inner_count(&self) -> usize {
+    pub(super) fn inner_count(&self) -> usize {
         let counts = self.new.inner_shape().iter().zip(&self.new.chunk_shape).map(|(inner, chunk)| chunk / inner);
         // At most INNER_CHUNKS_MAX, by the check of the new array.
         usize::try_from(counts.product::<u64>()).unwrap_or(usize::MAX)
@@ -318,3 +336,6 @@ const STREAMED_PIECES: u64 = 3;
 
 /// What every unit takes however small: its index, key and place in the queues.
 const SMALL_BYTES: u64 = 1 << 10;
+
+/// What follows the elements of a chunk: a checksum, and an index of one inner chunk with its own.
+const CHUNK_TAIL_BYTES_MAX: u64 = 4 + 16 + 4;

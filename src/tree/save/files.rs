@@ -12,6 +12,7 @@ use bytes::Bytes;
 use rayon::ThreadPool;
 
 use super::flush::Flusher;
+use super::item::Item;
 use super::options::SaveOptions;
 use crate::error::{Error, Result};
 use crate::io::store::random_name;
@@ -66,6 +67,13 @@ pub(in crate::tree) struct DataFile {
 }
 
 impl Written {
+    /// Nothing, with room for the keys of a tree.
+    pub(in crate::tree) fn of(item: &Item) -> Self {
+        let keys = item.jobs.iter().map(|job| job.chunk_count().saturating_add(1)).fold(0, u64::saturating_add);
+        // It was planned to fit.
+        Self { entries: Vec::with_capacity(usize::try_from(keys).unwrap_or(0)), ..Self::default() }
+    }
+
     /// The path of a data file.
     pub(in crate::tree) fn path(&self, file: FileId) -> Result<&RelPath> {
         self.files.get(file.0 as usize).ok_or_else(|| Error::bug("a data file without a path"))

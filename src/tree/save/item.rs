@@ -6,6 +6,7 @@ use std::sync::atomic::AtomicU64;
 
 use super::array::ArrayJob;
 use super::gather::Source;
+use super::memory::choose_inline;
 use super::options::{SaveOptions, too_deep};
 use super::tree::{NewArray, NewLeaf, NewPart, Tree};
 use crate::dtype::{CastPolicy, DType};
@@ -31,6 +32,8 @@ pub(in crate::tree) struct Item {
     pub(in crate::tree) jobs: Arc<Vec<ArrayJob>>,
     pub(super) metadata: TreeMetadata,
     pub(super) shardings: HashMap<String, SavedSharding>,
+    /// The meshes in them.
+    meshes: Vec<Arc<SavedMesh>>,
     pub(super) array_metadatas: Vec<(String, ArrayMetadata)>,
     pub(super) strings: BTreeMap<String, String>,
     /// The paths of the jobs' leaves.
@@ -47,11 +50,12 @@ pub(in crate::tree) enum Elements {
 }
 
 impl Item {
-    /// Plans the writing of a tree under a memory budget. What cannot be saved is added to the problems, all of it.
+    /// Plans the writing of a tree whose small values may take so many bytes in nodes. What cannot be saved is added to the
+    /// problems, all of it.
     pub(in crate::tree) fn plan(
         name: &str,
         tree: &Tree,
-        (elements, budget): (Elements, u64),
+        (elements, inline_bytes): (Elements, u64),
         options: &SaveOptions,
         problems: &mut Vec<Error>,
     ) -> Self {
@@ -67,6 +71,7 @@ impl Item {
                 containers: if options.rich_types { tree.containers.clone() } else { Vec::new() },
             },
             shardings: HashMap::new(),
+            meshes: Vec::new(),
             array_metadatas: Vec::new(),
             strings: BTreeMap::new(),
             paths: Vec::new(),
@@ -83,7 +88,6 @@ impl Item {
             match item.leaf(path, leaf, elements, options) {
                 Ok(None) => {}
                 Ok(Some(job)) => {
-                    problems.extend(job.over_budget(budget).map(|error| error.at("leaf", path)));
                     item.paths.push(path.clone());
                     jobs.push(job);
                 }
@@ -98,6 +102,7 @@ impl Item {
                 Error::invalid(format!("no leaf matches the rule `{pattern}`")).at("item", name)
             }),
         );
+        choose_inline(&mut jobs, inline_bytes);
         item.jobs = Arc::new(jobs);
         if let Err(error) = names::check_item_name(name) {
             problems.push(Error::invalid(format!("an item cannot be named `{name}`: {error}")));
@@ -107,6 +112,12 @@ impl Item {
             problems.push(names::refused(&found).at("item", name));
         }
         item
+    }
+
+    /// Arrays whose chunks are too large to be encoded within so much memory.
+    pub(in crate::tree) fn over_budget(&self, room: u64) -> impl Iterator<Item = Error> {
+        let jobs = self.paths.iter().zip(self.jobs.iter());
+        jobs.filter_map(move |(path, job)| job.over_budget(room).map(|error| error.at("leaf", path)))
     }
 
     /// The files that describe the tree, one after the other.
@@ -150,15 +161,48 @@ impl Item {
                     let key = array.key_impl.clone();
                     let record = ArrayMetadata { write_shape: chunk.clone(), chunk_shape: chunk, random_key_impl: key };
                     self.array_metadatas.push((name.clone(), record));
-                    self.shardings.insert(name, saved_sharding(array.even_sharding()));
+                    let saved = self.saved_sharding(array.even_sharding());
+                    self.shardings.insert(name, saved);
                 } else if array.sharding.is_some() {
                     // Orbax does not look at it, and we divide the array again.
-                    self.shardings.insert(name, saved_sharding(array.sharding.as_ref()));
+                    let saved = self.saved_sharding(array.sharding.as_ref());
+                    self.shardings.insert(name, saved);
                 }
                 Some(job)
             }
         };
         Ok(job)
+    }
+
+    /// A sharding as Orbax records it: devices by their number, as JAX numbers them.
+    fn saved_sharding(&mut self, sharding: Option<&Sharding>) -> SavedSharding {
+        let Some(sharding) = sharding else { return SavedSharding::Single { device: "cpu:0".to_owned() } };
+        let mesh = &sharding.mesh;
+        let number = |(position, device): (usize, &crate::plan::MeshDevice)| match device.device {
+            Device::Cpu(index) => i64::from(index),
+            Device::Cuda { ordinal, logical: None } => i64::from(ordinal),
+            Device::Cuda { .. } => position as i64,
+        };
+        let mut ids: Vec<i64> = mesh.devices().iter().enumerate().map(number).collect();
+        let mut distinct = ids.clone();
+        distinct.sort_unstable();
+        distinct.dedup();
+        if distinct.len() < ids.len() {
+            // CPU and GPU devices, or devices of several processes, in one mesh: their positions tell them apart.
+            ids = (0..mesh.devices().len() as i64).collect();
+        }
+        let (axes, shape) = mesh.axes().iter().cloned().unzip();
+        let mesh = SavedMesh { axes, shape, device_ids: Some(ids) };
+        // Most arrays of a tree have the same one.
+        let mesh = match self.meshes.iter().find(|have| ***have == mesh) {
+            Some(have) => Arc::clone(have),
+            None => {
+                let mesh = Arc::new(mesh);
+                self.meshes.push(Arc::clone(&mesh));
+                mesh
+            }
+        };
+        SavedSharding::Named { mesh, spec: sharding.spec.0.clone() }
     }
 }
 
@@ -225,7 +269,7 @@ fn array_job(
     let source = Source { shape: array.shape.clone(), parts, convert };
     let part = Region::whole(&array.shape);
     let (grid, keys, lossy) = (meta.grid, meta.keys, AtomicU64::new(0));
-    Ok(ArrayJob { name, source, new, grid, keys, part, described: false, lossy })
+    Ok(ArrayJob { name, source, new, grid, keys, part, described: false, inline: false, lossy })
 }
 
 /// Refuses key data that JAX makes no random keys of. A name that is not known here may be one that the program which saved a
@@ -302,28 +346,6 @@ pub(in crate::tree) fn element(value: &Value, dtype: Option<DType>) -> Result<(D
         0 => Ok((to, element)),
         _ => Err(Error::invalid(format!("the value does not fit {to}")).found(value.json())),
     }
-}
-
-/// A sharding as Orbax records it: devices by their number, as JAX numbers them.
-fn saved_sharding(sharding: Option<&Sharding>) -> SavedSharding {
-    let Some(sharding) = sharding else { return SavedSharding::Single { device: "cpu:0".to_owned() } };
-    let mesh = &sharding.mesh;
-    let number = |(position, device): (usize, &crate::plan::MeshDevice)| match device.device {
-        Device::Cpu(index) => i64::from(index),
-        Device::Cuda { ordinal, logical: None } => i64::from(ordinal),
-        Device::Cuda { .. } => position as i64,
-    };
-    let mut ids: Vec<i64> = mesh.devices().iter().enumerate().map(number).collect();
-    let mut distinct = ids.clone();
-    distinct.sort_unstable();
-    distinct.dedup();
-    if distinct.len() < ids.len() {
-        // CPU and GPU devices, or devices of several processes, in one mesh: their positions tell them apart.
-        ids = (0..mesh.devices().len() as i64).collect();
-    }
-    let (axes, shape) = mesh.axes().iter().cloned().unzip();
-    let mesh = Arc::new(SavedMesh { axes, shape, device_ids: Some(ids) });
-    SavedSharding::Named { mesh, spec: sharding.spec.0.clone() }
 }
 
 /// The implementations of random keys that JAX has, and how many words a key of each is.

@@ -14,6 +14,7 @@ mod flush;
 mod gather;
 mod item;
 mod job;
+mod memory;
 mod options;
 mod tree;
 mod work;

@@ -14,6 +14,7 @@ use super::files::{Storage, Written};
 use super::finish::{JsonItem, finish_checkpoint, finish_tree, now_ns};
 use super::item::{Elements, Item};
 use super::job::{Progress, SaveJob, SaveReport};
+use super::memory::{Held, INLINE_PER_BUDGET};
 use super::options::{SaveOptions, too_deep};
 use super::tree::TreeItem;
 use super::write::{Context, write_arrays};
@@ -33,7 +34,9 @@ pub(in crate::tree) struct SaveWork {
     items: Vec<Planned>,
     options: SaveOptions,
     progress: Arc<Progress>,
-    staging_bytes: u64,
+    held: Held,
+    /// Memory for units.
+    room: u64,
     bytes_logical: u64,
     started_ns: u64,
 }
@@ -58,6 +61,8 @@ impl SaveWork {
         if items.is_empty() {
             problems.push(Error::invalid("there is nothing to save"));
         }
+        let trees = items.iter().filter(|(_, item)| matches!(item, TreeItem::Tree(_))).count();
+        let inline_bytes = staging_bytes / INLINE_PER_BUDGET / trees.max(1) as u64;
         for (number, (name, item)) in items.iter().enumerate() {
             if items[..number].iter().any(|(have, _)| have == name) {
                 problems.push(Error::invalid("two items have one name").at("item", name));
@@ -67,7 +72,7 @@ impl SaveWork {
                     planned.push(Planned::Tree(Item::plan(
                         name,
                         tree,
-                        (Elements::Held, staging_bytes),
+                        (Elements::Held, inline_bytes),
                         options,
                         &mut problems,
                     )));
@@ -92,6 +97,18 @@ impl SaveWork {
                 None => planned.push(Planned::Json(JsonItem::new(checkpoint::METRICS_ITEM, metrics))),
             }
         }
+        let trees = || {
+            planned.iter().filter_map(|item| match item {
+                Planned::Tree(item) => Some(item),
+                Planned::Json(_) => None,
+            })
+        };
+        let held = Held::of(trees(), options);
+        let room = held.room(staging_bytes).unwrap_or_else(|error| {
+            problems.push(error);
+            staging_bytes
+        });
+        problems.extend(trees().flat_map(|item| item.over_budget(room)));
         if let Some(error) = Error::merged(problems) {
             return Err(error.at("destination", path.display()));
         }
@@ -106,7 +123,7 @@ impl SaveWork {
         let job = SaveJob { progress: Arc::clone(&progress) };
         let started_ns = now_ns();
         let options = options.clone();
-        Ok((Self { staged, items: planned, options, progress, staging_bytes, bytes_logical, started_ns }, job))
+        Ok((Self { staged, items: planned, options, progress, held, room, bytes_logical, started_ns }, job))
     }
 
     /// Does the save, and tells whoever waits for it.
@@ -127,8 +144,7 @@ impl SaveWork {
     }
 
     fn write(&mut self, pool: &ThreadPool, start: Instant) -> Result<SaveReport> {
-        let planned = self.planned_bytes();
-        let budget = Budget::new(self.staging_bytes.saturating_sub(planned).max(self.unit_bytes_max()));
+        let budget = Budget::new(self.room);
         let mut report = SaveReport { bytes_logical: self.bytes_logical, ..SaveReport::default() };
         let mut handlers = BTreeMap::new();
         let items = std::mem::take(&mut self.items);
@@ -154,28 +170,9 @@ impl SaveWork {
             return Err(Error::invalid("casting would lose values").lines(report.lossy.iter().map(line)));
         }
         finish_checkpoint(&self.staged, handlers, &self.options, self.started_ns)?;
-        report.peak_host_bytes = budget.peak().saturating_add(planned);
+        report.peak_host_bytes = self.held.peak(budget.peak());
         report.elapsed = start.elapsed();
         Ok(report)
-    }
-
-    /// What the plan itself holds: it is part of the budget, as far as units have room beside it.
-    fn planned_bytes(&self) -> u64 {
-        let jobs = |item: &Planned| match item {
-            Planned::Tree(item) => item.jobs.len() as u64,
-            Planned::Json(_) => 0,
-        };
-        self.items.iter().map(jobs).sum::<u64>().saturating_mul(PLANNED_BYTES)
-    }
-
-    /// The most that one unit takes.
-    fn unit_bytes_max(&self) -> u64 {
-        let trees = self.items.iter().filter_map(|item| match item {
-            Planned::Tree(item) => Some(item),
-            Planned::Json(_) => None,
-        });
-        let costs = trees.flat_map(|item| item.jobs.iter()).map(|job| job.cost(self.staging_bytes).total());
-        costs.max().unwrap_or(0)
     }
 
     /// Writes one tree; the bytes of its values.
@@ -191,7 +188,7 @@ impl SaveWork {
             storage: Storage::of(&self.options),
             sync: self.options.sync,
         };
-        let written = write_arrays(context, &item.jobs, Written::default())?;
+        let written = write_arrays(context, &item.jobs, Written::of(item))?;
         let bytes = written.bytes;
         finish_tree(&mut self.staged, item, written, &self.options)?;
         Ok(bytes)
@@ -234,9 +231,6 @@ fn starts_as_safetensors(path: &Path) -> bool {
     let mut start = [0; 9];
     File::open(path).and_then(|mut file| file.read_exact(&mut start)).is_ok_and(|()| start[8] == b'{')
 }
-
-/// About what the plan and the index hold of an array with one chunk, in bytes.
-const PLANNED_BYTES: u64 = 2 << 10;
 
 /// Publishes a failure if the driver panics.
 struct Ended<'a>(&'a Arc<Progress>);

@@ -291,7 +291,7 @@ impl Drive<'_> {
             Payload::Absent => (Bytes::new(), Vec::new()),
         };
         let len = (body.len() + tail.len()) as u64;
-        if self.files.in_database() && unit.of == 1 && len <= SAVE_INLINE_BYTES_MAX {
+        if self.files.in_database() && job.inline && unit.of == 1 && len <= SAVE_INLINE_BYTES_MAX {
             self.files.add_inline(key, [&body[..], &tail].concat().into());
             return Ok(());
         }

@@ -324,8 +324,8 @@ pub const STEP_PREFIX_BYTES_MAX: usize = 150;
 /// How much of a lock's file is read to say who holds it.
 pub const LOCK_FILE_BYTES_MAX: u64 = 256;
 
-/// How often a load of the latest or the best step is tried again because the step was removed meanwhile by another process.
-pub const STEP_GONE_RETRIES_MAX: usize = 3;
+/// How often a step is looked at or loaded again because another process removed or replaced it meanwhile.
+pub const STEP_GONE_RETRIES_MAX: usize = 8;
 
 /// How often a checkpoint is opened that is replaced by another process every time before it has been read.
 pub const REPLACED_TRIES_MAX: usize = 8;

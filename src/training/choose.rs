@@ -4,9 +4,9 @@ use std::ops::Deref;
 use std::sync::Arc;
 
 use super::history::{Metric, ranking};
-use super::root::SeriesStep;
+use super::root::{SeriesStep, is_temporary};
 use super::shared::{Checked, Reading, Shared};
-use crate::error::{Error, Result};
+use crate::error::{Error, ErrorKind, Result};
 use crate::layout::StepChoice;
 use crate::limits::{ERROR_LINES_MAX, NEAREST_NAMES_MAX, STEP_GONE_RETRIES_MAX};
 use crate::tree::{Checkpoint, OpenOptions};
@@ -78,18 +78,20 @@ pub(super) fn best(shared: &Shared, metric: &Metric) -> Result<Option<SeriesStep
     first_whole(shared, |steps| ranking(steps.iter().map(|step| metric.score(&step.info()))))
 }
 
-/// The first whole step in some order. If one is gone by then, because another process removed it, what is known of the
-/// series is old, and it is looked at again.
+/// The first whole step in some order. If one is gone by then, because another process removed or replaced it, what is known of
+/// the series is old, and it is looked at again.
 fn first_whole(shared: &Shared, order: impl Fn(&[SeriesStep]) -> Vec<usize>) -> Result<Option<SeriesStep>> {
     let mut retries = STEP_GONE_RETRIES_MAX;
     'again: loop {
         let steps: Vec<SeriesStep> = shared.lock().steps.iter().filter(|step| step.is_whole()).cloned().collect();
         for index in order(&steps) {
             match shared.check(&steps[index])? {
-                Checked::Whole => return Ok(Some(steps[index].clone())),
+                // One that was whole and was replaced since is whole; its successor is the better answer.
+                Checked::Whole if retries == 0 || steps[index].is_same() => return Ok(Some(steps[index].clone())),
                 Checked::Damaged => {}
-                Checked::Gone if retries == 0 => {}
-                Checked::Gone => {
+                // To pass it over would be to say that it is not whole.
+                Checked::Gone if retries == 0 => return Err(restless(steps[index].step)),
+                Checked::Whole | Checked::Gone => {
                     retries -= 1;
                     shared.reload()?;
                     continue 'again;
@@ -131,21 +133,32 @@ pub(super) fn choose(shared: &Shared, choice: &StepChoice) -> Result<SeriesStep>
 }
 
 fn numbered(shared: &Shared, number: u64) -> Result<SeriesStep> {
-    let steps: Vec<SeriesStep> = shared.lock().steps.clone();
-    let mut reason = None;
-    for step in steps.iter().rev().filter(|step| step.step == number) {
-        match shared.check(step)? {
-            Checked::Whole => return Ok(step.clone()),
-            Checked::Damaged => {}
-            Checked::Gone => {
-                shared.reload()?;
-                return Err(gone(number));
+    let numbered = || -> Vec<SeriesStep> {
+        shared.lock().steps.iter().rev().filter(|step| step.step == number).cloned().collect()
+    };
+    let mut retries = STEP_GONE_RETRIES_MAX;
+    'again: loop {
+        for step in numbered() {
+            match shared.check(&step)? {
+                Checked::Whole if retries == 0 || step.is_same() => return Ok(step),
+                Checked::Damaged => {}
+                Checked::Gone if retries == 0 => return Err(restless(number)),
+                Checked::Whole | Checked::Gone => {
+                    retries -= 1;
+                    shared.reload()?;
+                    if numbered().is_empty() {
+                        return Err(gone(number));
+                    }
+                    continue 'again;
+                }
             }
         }
-        let state = shared.lock();
-        let now = state.steps.iter().find(|have| have.name == step.name);
-        reason = reason.or(now.and_then(SeriesStep::reason).map(str::to_owned));
+        break;
     }
+    let steps = shared.lock().steps.clone();
+    // What is said of the step itself says more than that a save of it was not finished.
+    let of_number = steps.iter().rev().filter(|step| step.step == number);
+    let reason = of_number.min_by_key(|step| is_temporary(&step.name)).and_then(SeriesStep::reason);
     if let Some(reason) = reason {
         return Err(Error::corrupt(format!("step {number} is not whole: {reason}"))
             .at("root", shared.root.display())
@@ -164,6 +177,10 @@ fn numbered(shared: &Shared, number: u64) -> Result<SeriesStep> {
 
 fn gone(number: u64) -> Error {
     Error::not_found(format!("step {number} was removed meanwhile")).hint("choose another step")
+}
+
+fn restless(number: u64) -> Error {
+    Error::new(ErrorKind::Busy, format!("step {number} was replaced again whenever it was looked at")).hint("try again")
 }
 
 fn none_whole(shared: &Shared) -> Error {

@@ -35,7 +35,7 @@ pub struct CheckpointerOptions {
     pub engine: EngineOptions,
 }
 
-/// What an asynchronous save does while another is going on. One is going on at most.
+/// What an asynchronous save does while another is going on. One is going on at most. One that blocks waits in any case.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum WhenBusy {
     /// It waits until that one has ended.

@@ -102,6 +102,11 @@ impl SeriesStep {
         self.identity.is_some() && Identity::of(&self.path) == self.identity
     }
 
+    /// Whether the other is what was found under the same name in the same directory.
+    pub(super) fn is_same_as(&self, other: &Self) -> bool {
+        self.name == other.name && self.identity == other.identity
+    }
+
     /// Whether it is a link to a directory: it can be read, but it is no copy of what it leads to.
     pub(super) fn is_link(&self) -> bool {
         std::fs::symlink_metadata(&self.path).is_ok_and(|found| found.is_symlink())

@@ -6,11 +6,12 @@ use std::time::SystemTime;
 use super::checkpointer::Checkpointer;
 use super::handle::{Slot, StepSave};
 use super::options::{StepOptions, WhenBusy};
-use super::root::is_temporary;
+use super::root::{SeriesStep, is_temporary};
 use super::save_policy::SaveContext;
-use super::shared::{InFlight, State, starting};
+use super::shared::{Checked, InFlight, State, starting};
 use super::worker::{Finish, Task, Worker};
 use crate::error::{Error, ErrorKind, Result};
+use crate::limits::STEP_GONE_RETRIES_MAX;
 use crate::tree::save::{SaveOptions, SaveReport, Tree, TreeItem};
 
 /// What comes of asking for a save.
@@ -31,22 +32,51 @@ impl Checkpointer {
         if self.worker.is_none() {
             return Some("the series was opened read-only".to_owned());
         }
-        let (history, saving) = {
-            let state = self.shared.lock();
-            (state.history(), state.in_flight.is_some())
-        };
-        if let Some(last) = history.last().filter(|last| last.step >= step) {
-            return Some(format!("it does not come after the latest step, {}", last.step));
-        }
-        let context = SaveContext { step, now: SystemTime::now(), saving };
-        let policy = &self.shared.options.save_policy;
-        (!policy.saves(&history, &context)).then(|| format!("the save policy {policy:?} does not save it"))
+        let saving = self.is_saving();
+        // A save would tell the error.
+        self.skipped(step, saving)
+            .unwrap_or_else(|error| Some(format!("the latest step cannot be looked into: {error}")))
     }
 
-    /// Saves a tree as the item `state` of a step, and blocks until the step is in place. `None` if it was skipped, by the save
-    /// policy or because a later step exists; [`why_not`](Self::why_not) has the reason. A step of that number that is not whole
-    /// is replaced once the new one is. Steps that are no longer preserved are
-    /// removed after that, in the background.
+    /// The reason to skip a save of this step, which would begin while another is going on or not.
+    fn skipped(&self, step: u64, saving: bool) -> Result<Option<String>> {
+        let shared = &self.shared;
+        self.look_into(|have| have.step >= step)?;
+        let history = shared.lock().history();
+        if let Some(last) = history.last().filter(|last| last.step >= step) {
+            return Ok(Some(format!("it does not come after the latest step, {}", last.step)));
+        }
+        let context = SaveContext { step, now: SystemTime::now(), saving };
+        let policy = &shared.options.save_policy;
+        Ok((!policy.saves(&history, &context)).then(|| format!("the save policy {policy:?} does not save it")))
+    }
+
+    /// Looks into the latest of these steps, until one is whole: those that are damaged stand in no save's way.
+    fn look_into(&self, wanted: impl Fn(&SeriesStep) -> bool) -> Result<()> {
+        let shared = &self.shared;
+        let wanted = |step: &&SeriesStep| step.is_whole() && wanted(step);
+        for _ in 0..=STEP_GONE_RETRIES_MAX {
+            let steps: Vec<SeriesStep> = shared.lock().steps.iter().rev().filter(wanted).cloned().collect();
+            let mut is_old = false;
+            for step in steps {
+                match shared.check(&step)? {
+                    Checked::Whole => return Ok(()),
+                    Checked::Damaged => {}
+                    Checked::Gone => is_old = true,
+                }
+            }
+            if !is_old {
+                break;
+            }
+            shared.reload()?;
+        }
+        Ok(())
+    }
+
+    /// Saves a tree as the item `state` of a step, and blocks until the step is in place; a save that is going on is waited for
+    /// first. `None` if it was skipped, by the save policy or because a later whole step exists; [`why_not`](Self::why_not) has
+    /// the reason. A step of that number that is not whole is replaced once the new one is. Steps that are no longer preserved
+    /// are removed after that, in the background.
     ///
     /// # Errors
     /// The step exists and is not to be overwritten; leaves that cannot be saved; whatever the file system refuses. Also what
@@ -65,7 +95,7 @@ impl Checkpointer {
         items: &[(String, TreeItem)],
         options: &StepOptions,
     ) -> Result<Option<SaveReport>> {
-        let Submitted { save, earlier } = self.submit(step, items, options)?;
+        let Submitted { save, earlier } = self.submit(step, items, options, true)?;
         let result = save.map(StepSave::wait).transpose();
         match (result, earlier) {
             (result, None) => result,
@@ -94,7 +124,7 @@ impl Checkpointer {
         items: &[(String, TreeItem)],
         options: &StepOptions,
     ) -> Result<Option<StepSave>> {
-        let Submitted { save, earlier } = self.submit(step, items, options)?;
+        let Submitted { save, earlier } = self.submit(step, items, options, false)?;
         match earlier {
             None => Ok(save),
             Some(earlier) => {
@@ -103,19 +133,28 @@ impl Checkpointer {
         }
     }
 
-    fn submit(&self, step: u64, items: &[(String, TreeItem)], options: &StepOptions) -> Result<Submitted> {
+    /// Starts a save. One whose caller `blocks` waits for the one that is going on; others do what the options say.
+    fn submit(
+        &self,
+        step: u64,
+        items: &[(String, TreeItem)],
+        options: &StepOptions,
+        blocks: bool,
+    ) -> Result<Submitted> {
         let worker = self.writer()?;
         let shared = &self.shared;
         let _turn = self.turn.lock().unwrap_or_else(PoisonError::into_inner);
+        self.look_into(|have| have.step == step)?;
         let existing = self.existing(&shared.lock(), step, options.overwrite)?;
         // What is to be overwritten is there because a policy once saved it.
         let asked = options.force || (options.overwrite && existing.is_some());
-        if let Some(why) = self.why_not(step).filter(|_| !asked) {
+        let saving = !blocks && self.is_saving();
+        if let Some(why) = self.skipped(step, saving)?.filter(|_| !asked) {
             tracing::debug!(step, %why, "a step is not saved");
             return Ok(Submitted { save: None, earlier: None });
         }
-        // What may be the last save is not skipped.
-        let must = options.force || shared.options.save_policy.signalled();
+        // Who blocks waits anyway, and what may be the last save is not skipped.
+        let must = blocks || options.force || shared.options.save_policy.signalled();
         let mut state = shared.lock();
         while let Some(save) = &state.in_flight {
             match shared.options.when_busy {

@@ -61,7 +61,7 @@ pub(super) struct InFlight {
 pub(super) enum Checked {
     Whole,
     Damaged,
-    /// Another process removed it.
+    /// It was removed, or replaced by another.
     Gone,
 }
 
@@ -137,42 +137,43 @@ impl Shared {
     }
 
     /// Looks into a step, beyond listings, unless that was done before and nothing of it has changed since. If it is not whole,
-    /// the reason is kept and logged.
+    /// the reason is kept and logged; but what was missed in a directory that was replaced meanwhile says nothing about the one
+    /// that has its name now.
     pub(super) fn check(&self, step: &SeriesStep) -> Result<Checked> {
         let known = {
             let state = self.lock();
-            match state.steps.iter().find(|have| have.name == step.name) {
+            match state.steps.iter().find(|have| have.is_same_as(step)) {
                 Some(have) if !have.is_whole() => return Ok(Checked::Damaged),
                 Some(_) => state.checked.get(&step.name).copied(),
                 None => return Ok(Checked::Gone),
             }
         };
-        let fingerprint = step.fingerprint();
-        if known.is_some() && known == fingerprint {
+        let before = step.fingerprint();
+        if known.is_some() && known == before {
             return Ok(Checked::Whole);
         }
+        let is_known = step.is_same();
         let damage = step.judge(&self.root, self.options.verify_data, &self.options.engine);
         if !step.path.exists() {
-            self.lock().steps.retain(|have| have.name != step.name);
+            self.lock().steps.retain(|have| !have.is_same_as(step));
             return Ok(Checked::Gone);
         }
         let damage = damage?;
+        if !is_known || !step.is_same() || step.fingerprint() != before {
+            return Ok(if damage.is_none() && is_known { Checked::Whole } else { Checked::Gone });
+        }
         if let Some(reason) = &damage {
             tracing::warn!(step = step.step, path = %step.path.display(), %reason, "passing over a step that is not whole");
         }
-        let checked = if damage.is_none() { Checked::Whole } else { Checked::Damaged };
         let mut state = self.lock();
-        if let Some(have) = state.steps.iter_mut().find(|have| have.name == step.name) {
-            match (damage, fingerprint) {
-                (Some(reason), _) => {
-                    have.state = StepState::Incomplete(reason);
-                    state.checked.remove(&step.name);
-                }
-                (None, Some(fingerprint)) => _ = state.checked.insert(step.name.clone(), fingerprint),
-                (None, None) => {}
-            }
-        }
-        Ok(checked)
+        let Some(index) = state.steps.iter().position(|have| have.is_same_as(step)) else { return Ok(Checked::Gone) };
+        let Some(reason) = damage else {
+            state.checked.extend(before.map(|fingerprint| (step.name.clone(), fingerprint)));
+            return Ok(Checked::Whole);
+        };
+        state.steps[index].state = StepState::Incomplete(reason);
+        state.checked.remove(&step.name);
+        Ok(Checked::Damaged)
     }
 
     /// Keeps a failure until somebody is told.

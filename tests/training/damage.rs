@@ -252,3 +252,49 @@ fn a_root_is_opened_at_the_step_that_the_series_gives() {
         assert_eq!((error.kind(), error.list().len()), (ErrorKind::Corrupt, 3), "{error}");
     }
 }
+
+#[test]
+fn a_damaged_step_stands_in_no_saves_way() {
+    // Only a look into the step, beyond its listing, tells: a byte in the middle of a file is another.
+    let damaged = |root: &std::path::Path| {
+        let steps = Checkpointer::open(root, options()).unwrap();
+        for step in [10, 20, 100] {
+            steps.save(step, &tree(step), &StepOptions::default()).unwrap();
+        }
+        steps.close().unwrap();
+        let path = root.join("100/state/_METADATA");
+        let mut bytes = std::fs::read(&path).unwrap();
+        bytes[1] = b'#';
+        std::fs::write(path, bytes).unwrap();
+        Checkpointer::open(root, options()).unwrap()
+    };
+    let root = tempfile::tempdir().unwrap();
+    let steps = damaged(root.path());
+    assert!(steps.should_save(30), "{:?}", steps.why_not(30));
+    assert!(!steps.should_save(15));
+    steps.reload().unwrap();
+    assert!(steps.save(30, &tree(30), &StepOptions::default()).unwrap().is_some());
+    // Resumed by number, without a look at the latest step.
+    let root = tempfile::tempdir().unwrap();
+    let steps = damaged(root.path());
+    steps.load(20).unwrap();
+    assert!(steps.save(31, &tree(31), &StepOptions::default()).unwrap().is_some());
+    assert_eq!(steps.latest().unwrap().unwrap().step, 31);
+    // A step of the same number is replaced.
+    steps.reload().unwrap();
+    assert!(steps.save(100, &tree(100), &StepOptions::default()).unwrap().is_some());
+    assert_eq!(whole(&steps), [10, 20, 31, 100]);
+    assert_eq!(steps.save(100, &tree(100), &StepOptions::default()).unwrap_err().kind(), ErrorKind::Exists);
+}
+
+#[test]
+fn what_is_said_of_a_step_is_not_hidden_by_an_unfinished_save_of_it() {
+    let root = tempfile::tempdir().unwrap();
+    let steps = Checkpointer::open(root.path(), options()).unwrap();
+    steps.save(5, &tree(5), &StepOptions::default()).unwrap();
+    spoil(&root.path().join("5"), "state/_METADATA");
+    std::fs::create_dir(root.path().join("5.orbax-checkpoint-tmp-1")).unwrap();
+    steps.reload().unwrap();
+    let errors = [steps.load(5).unwrap_err(), steps.metadata(5).unwrap_err()];
+    assert!(errors.iter().all(|error| error.to_string().contains("5/state has no _METADATA")), "{errors:?}");
+}

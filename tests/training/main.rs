@@ -14,6 +14,7 @@ mod naming;
 mod processes;
 mod pruning;
 mod reading;
+mod replaced;
 mod retention;
 mod saving;
 mod watching;

@@ -125,6 +125,30 @@ fn a_save_while_another_goes_on_waits_is_skipped_or_refused() {
 }
 
 #[test]
+fn a_save_that_blocks_waits_for_the_one_that_is_going_on() {
+    let continuous = SavePolicy::Continuous { minimum_interval: None };
+    for when_busy in [WhenBusy::Wait, WhenBusy::Skip, WhenBusy::Error] {
+        for save_policy in [SavePolicy::Always, continuous.clone()] {
+            let root = tempfile::tempdir().unwrap();
+            let (gate, options) = gated(CheckpointerOptions { when_busy, save_policy, ..options() });
+            let steps = Arc::new(Checkpointer::open(root.path(), options).unwrap());
+            gate.close();
+            let first = steps.save_async(1, &tree(1), &StepOptions::default()).unwrap().unwrap();
+            let second = std::thread::spawn({
+                let steps = Arc::clone(&steps);
+                move || steps.save(2, &tree(2), &StepOptions::default())
+            });
+            // However late the other thread comes, it saves; one that does not wait has ended by then.
+            std::thread::sleep(Duration::from_millis(50));
+            gate.open();
+            assert!(second.join().unwrap().unwrap().is_some(), "{when_busy:?}");
+            first.wait().unwrap();
+            assert_eq!(whole(&steps), [1, 2]);
+        }
+    }
+}
+
+#[test]
 fn a_step_that_is_being_replaced_is_read_when_it_has_been() {
     let root = tempfile::tempdir().unwrap();
     let (gate, options) = gated(options());

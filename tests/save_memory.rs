@@ -10,7 +10,7 @@
 
 use touchdown::tree::save::{LeafOptions, NewArray, SaveOptions, SaveReport, Tree};
 use touchdown::zarr::Compression;
-use touchdown::{DType, Engine, EngineOptions, ErrorKind};
+use touchdown::{ConvertOptions, DType, Engine, EngineOptions, ErrorKind};
 
 fn status(name: &str) -> u64 {
     let status = std::fs::read_to_string("/proc/self/status").unwrap();
@@ -66,7 +66,21 @@ fn very_many_small_things_stay_within_the_budget_or_are_refused() {
     assert_eq!(error.kind(), ErrorKind::Budget);
     assert!(error.to_string().contains("80000 chunks") && format!("{error:?}").contains("larger chunks"), "{error:?}");
     assert!(!home.path().join("refused").exists());
+    // The same through a conversion.
+    save("source", &tree, &SaveOptions { sync: false, ..SaveOptions::default() }, 64 << 20).unwrap();
     drop(tree);
+    let checkpoint = touchdown::open(home.path().join("source")).unwrap();
+    let convert = |name: &str, budget: u64| {
+        let options = ConvertOptions { save: tiny_chunks(), engine: engine(budget), ..ConvertOptions::default() };
+        touchdown::convert(&checkpoint.target(), home.path().join(name), &options)
+    };
+    let (report, grown_by) = grown(|| convert("converted", 72 << 20));
+    let reported = report.unwrap().peak_host_bytes;
+    println!("{grown_by} bytes, {reported} reported");
+    assert!(reported <= 72 << 20 && grown_by <= 81 << 20, "{reported}, {grown_by}");
+    let error = convert("refused", 36 << 20).unwrap_err();
+    assert!(error.kind() == ErrorKind::Budget && error.to_string().contains("80000 chunks"), "{error}");
+    assert!(!home.path().join("refused").exists());
     // Many small values: 100,000 of them fit the default budget.
     let mut tree = Tree::new();
     for number in 0..40_000_u64 {

@@ -5,6 +5,8 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use bytes::Bytes;
+
 use super::catalog::{Catalog, LeafInfo, LeafKind, read_orbax};
 use super::engine::EngineOptions;
 use super::land::decoder_cost;
@@ -18,7 +20,7 @@ use crate::io::{Root, serve};
 use crate::keypath::KeyPath;
 use crate::layout::orbax::metadata::Container;
 use crate::layout::{self, Description, Entry, Format, Item, ItemKind, LayoutKind, Step, StepChoice, default_item};
-use crate::limits::REPLACED_TRIES_MAX;
+use crate::limits::{METADATA_FILE_BYTES_MAX, REPLACED_TRIES_MAX};
 use crate::need::{Asker, Machine};
 use crate::plan::{self, Limits, Plan, Spec, StoredArray};
 use crate::relpath::RelPath;
@@ -197,11 +199,23 @@ impl Checkpoint {
     /// # Errors
     /// No such item, one that is no JSON, or one that cannot be read.
     pub fn json_item(&self, name: &str) -> Result<serde_json::Value> {
+        Ok(self.json_item_text(name)?.0)
+    }
+
+    /// The same, and the text that it has in its file.
+    pub(super) fn json_item_text(&self, name: &str) -> Result<(serde_json::Value, Bytes)> {
         let item = default_item(&self.0.description.items, Some(name))?;
         if item.kind != ItemKind::Json {
             return Err(Error::invalid("the item is no JSON").at("item", name).found(item.kind.as_str()));
         }
-        read_json(&self.0.root, &item.dir).map_err(|error| error.at("item", name))
+        let dir = &item.dir;
+        ask(&self.0.root, |asker| async move { layout::orbax::tree::read_json_text(&asker, dir).await })
+            .map_err(|error| error.at("item", name))
+    }
+
+    /// What a small file has in it, if it is there.
+    pub(super) fn file(&self, path: &RelPath) -> Result<Option<Bytes>> {
+        ask(&self.0.root, |asker| async move { asker.file(path.clone(), METADATA_FILE_BYTES_MAX).await })
     }
 
     /// Everything that the checkpoint says about itself, without what it takes to load it.

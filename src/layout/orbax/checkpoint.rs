@@ -46,6 +46,8 @@ pub struct CheckpointMetadata {
     pub commit_ns: Option<i64>,
     /// The user's metadata; `None` for absent, null and `{}`.
     pub custom_metadata: Option<Value>,
+    /// The text of the user's metadata, where it has numbers that a [`Value`] does not hold; it is what is written then.
+    pub custom_text: Option<String>,
 }
 
 /// Parses `_CHECKPOINT_METADATA`. A member of an unexpected type counts as absent.
@@ -65,6 +67,7 @@ pub fn parse(bytes: &[u8]) -> Result<CheckpointMetadata, JsonError> {
         init_ns: nanoseconds("init_timestamp_nsecs"),
         commit_ns: nanoseconds("commit_timestamp_nsecs"),
         custom_metadata: file.get("custom_metadata").and_then(worth_keeping),
+        custom_text: json::inexact_member(bytes, "custom_metadata"),
     })
 }
 
@@ -74,13 +77,14 @@ impl CheckpointMetadata {
         let handlers = self.item_handlers.iter().map(|(name, class)| (name.as_str(), Doc::text(class)));
         let time = |nanoseconds: Option<i64>| Doc::or_null(nanoseconds.map(Doc::Int));
         let empty = || Doc::object([]);
+        let custom = self.custom_text.as_deref().map(Doc::Bare).or(self.custom_metadata.as_ref().map(Doc::Value));
         let members = [
             ("item_handlers", Doc::object(handlers)),
             ("metrics", empty()),
             ("performance_metrics", empty()),
             ("init_timestamp_nsecs", time(self.init_ns)),
             ("commit_timestamp_nsecs", time(self.commit_ns)),
-            ("custom_metadata", self.custom_metadata.as_ref().map_or_else(empty, Doc::Value)),
+            ("custom_metadata", custom.unwrap_or_else(empty)),
         ];
         Doc::object(members).dumps().into_bytes()
     }
@@ -174,7 +178,7 @@ mod tests {
         #[test]
         fn what_is_written_is_read(item_handlers: BTreeMap<String, String>, init_ns: Option<i64>, commit_ns: Option<i64>, user: Option<String>) {
             let custom_metadata = user.map(|user| serde_json::json!({user.clone(): [user]}));
-            let metadata = CheckpointMetadata { item_handlers, init_ns, commit_ns, custom_metadata };
+            let metadata = CheckpointMetadata { item_handlers, init_ns, commit_ns, custom_metadata, custom_text: None };
             proptest::prop_assert_eq!(&parse(&metadata.to_bytes()).unwrap(), &metadata);
             let root = root_to_bytes(metadata.custom_metadata.as_ref());
             proptest::prop_assert_eq!(parse_root(&root).unwrap(), metadata.custom_metadata);

@@ -42,6 +42,78 @@ pub fn from_slice<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, JsonError> {
     }
 }
 
+/// The text of a member of a document that [`parse`] reads, where it has numbers that a [`Value`] does not hold: those that are
+/// not finite, and integers beyond 64 bits.
+pub fn inexact_member(bytes: &[u8], name: &str) -> Option<String> {
+    let text = members(bytes).into_iter().rev().find(|(key, _)| key == name)?.1;
+    is_inexact(text).then(|| String::from_utf8(text.to_vec()).ok()).flatten()
+}
+
+/// Whether a document has numbers that a [`Value`] does not hold.
+pub fn is_inexact(bytes: &[u8]) -> bool {
+    tokens(bytes).any(|token| match token {
+        [b'"', ..] => false,
+        token if BARE_TOKENS.contains(&token) => true,
+        // What has a point or an exponent is a float for Python, too.
+        [b'-' | b'0'..=b'9', ..] if token.iter().all(|byte| matches!(byte, b'-' | b'0'..=b'9')) => {
+            let number = std::str::from_utf8(token).unwrap_or_default();
+            number.parse::<i64>().is_err() && number.parse::<u64>().is_err()
+        }
+        _ => false,
+    })
+}
+
+/// The members of an object and their texts, of a document that is one.
+fn members(bytes: &[u8]) -> Vec<(String, &[u8])> {
+    let (mut found, mut depth, mut key, mut start) = (Vec::new(), 0_u64, None, None);
+    let at = |token: &[u8]| token.as_ptr() as usize - bytes.as_ptr() as usize;
+    for token in tokens(bytes) {
+        match token {
+            [b'}' | b']'] => depth = depth.saturating_sub(1),
+            [b'{' | b'['] => depth += 1,
+            _ => {}
+        }
+        match (token, depth) {
+            ([b':'], 1) => start = Some(at(token) + 1),
+            ([b','], 1) | ([b'}'], 0) => {
+                if let (Some(key), Some(start)) = (key.take(), start.take()) {
+                    found.push((key, bytes[start..at(token)].trim_ascii()));
+                }
+            }
+            ([b'"', ..], 1) if start.is_none() => key = serde_json::from_slice(token).ok(),
+            _ => {}
+        }
+    }
+    found
+}
+
+/// Strings, marks, and what stands between them.
+fn tokens(bytes: &[u8]) -> impl Iterator<Item = &[u8]> {
+    let mut rest = bytes;
+    std::iter::from_fn(move || {
+        rest = rest.trim_ascii_start();
+        let len = match rest.first()? {
+            b'"' => {
+                let mut escaped = false;
+                let end = rest.iter().skip(1).position(|&byte| {
+                    let ends = byte == b'"' && !escaped;
+                    escaped = byte == b'\\' && !escaped;
+                    ends
+                });
+                end.map_or(rest.len(), |end| end + 2)
+            }
+            b'{' | b'}' | b'[' | b']' | b',' | b':' => 1,
+            _ => {
+                let ends = |byte: &u8| byte.is_ascii_whitespace() || b"{}[],:\"".contains(byte);
+                rest.iter().position(ends).unwrap_or(rest.len())
+            }
+        };
+        let (token, after) = rest.split_at(len);
+        rest = after;
+        Some(token)
+    })
+}
+
 /// Whether a value is nested no deeper than this many levels; [`parse`] reads [`JSON_DEPTH_MAX`](crate::limits::JSON_DEPTH_MAX)
 /// of them in a document.
 pub fn nests_within(value: &Value, levels: usize) -> bool {
@@ -168,6 +240,24 @@ mod tests {
     }
 
     #[test]
+    fn members_with_numbers_that_no_value_holds_are_given_as_text() {
+        let file = br#"{"a": {"x": [1, -2.5e4]}, "c": {"loss": NaN, "s": "}\\\"]", "big": 36893488147419103232}, "c\u0061": [-Infinity], "n": "NaN, 99999999999999999999"}"#;
+        let text = r#"{"loss": NaN, "s": "}\\\"]", "big": 36893488147419103232}"#;
+        assert_eq!(inexact_member(file, "c").as_deref(), Some(text));
+        assert_eq!(inexact_member(file, "ca").as_deref(), Some("[-Infinity]"));
+        for exact in ["a", "n", "none", "x"] {
+            assert_eq!(inexact_member(file, exact), None, "{exact}");
+        }
+        for (document, inexact) in
+            [("18446744073709551615", false), ("18446744073709551616", true), ("-9223372036854775809", true)]
+        {
+            assert_eq!(is_inexact(document.as_bytes()), inexact, "{document}");
+        }
+        // The last of duplicate members is the one that counts.
+        assert_eq!(inexact_member(br#"{"c": NaN, "c": 1}"#, "c"), None);
+    }
+
+    #[test]
     fn what_nests_within_the_bound_is_read_again_and_nothing_else() {
         let nested = |levels| (0..levels).fold(serde_json::json!(1), |value, _| serde_json::json!({"a": [0, value]}));
         for levels in [0, 1, 60, 63, 64, 65, 200] {
@@ -188,6 +278,11 @@ mod tests {
         #[test]
         fn any_bytes_return(bytes: Vec<u8>) {
             let _ = parse(&bytes);
+        }
+
+        #[test]
+        fn any_bytes_have_members(bytes: Vec<u8>, text in "[{}:,\"\\\\a\\[\\] 1N]{0,30}") {
+            let _ = (inexact_member(&bytes, "a"), inexact_member(text.as_bytes(), "a"));
         }
 
         #[test]

@@ -29,6 +29,8 @@ pub struct TreeMetadata {
     pub every_chunk_stored: bool,
     /// The tree's own user metadata; `None` for absent and null.
     pub custom_metadata: Option<Value>,
+    /// The text of the user's metadata, where it has numbers that a [`Value`] does not hold; it is what is written then.
+    pub custom_text: Option<String>,
     /// Which sequences are tuples and which mappings namedtuples, where rich types were saved.
     pub containers: Vec<(KeyPath, Container)>,
 }
@@ -142,6 +144,7 @@ pub fn parse(bytes: &[u8]) -> Result<TreeMetadata, MetadataError> {
         use_zarr3: file.use_zarr3,
         every_chunk_stored: file.store_array_data_equal_to_fill_value.unwrap_or(false),
         custom_metadata: file.custom_metadata.filter(|value| !value.is_null()),
+        custom_text: json::inexact_member(bytes, "custom_metadata"),
         containers: file.value_metadata_tree.as_deref().map(rich::containers).unwrap_or_default(),
     })
 }

@@ -24,11 +24,12 @@ impl TreeMetadata {
     /// Parsing the bytes gives this value again, if `containers` is sorted and no entry lies inside another.
     pub fn to_bytes(&self) -> Vec<u8> {
         let leaves = self.entries.iter().map(|entry| (member_name(&entry.path), leaf(entry)));
+        let custom = self.custom_text.as_deref().map(Doc::Bare).or(self.custom_metadata.as_ref().map(Doc::Value));
         let mut members = Vec::new();
         members.extend(self.use_ocdbt.map(|value| ("use_ocdbt", Doc::Bool(value))));
         members.extend(self.use_zarr3.map(|value| ("use_zarr3", Doc::Bool(value))));
         members.push(("store_array_data_equal_to_fill_value", Doc::Bool(self.every_chunk_stored)));
-        members.push(("custom_metadata", Doc::or_null(self.custom_metadata.as_ref().map(Doc::Value))));
+        members.push(("custom_metadata", Doc::or_null(custom)));
         if !self.containers.is_empty() {
             members.push(("value_metadata_tree", Doc::Text(rich::text(&self.entries, &self.containers).into())));
         }

@@ -16,8 +16,8 @@ pub(super) enum Doc<'a> {
     Int(i64),
     Size(u64),
     Text(Cow<'a, str>),
-    /// A token as it stands: `NaN`.
-    Bare(&'static str),
+    /// Text as it stands: the token `NaN`, or JSON that somebody else wrote.
+    Bare(&'a str),
     List(Vec<Self>),
     Object(Vec<(Cow<'a, str>, Self)>),
     /// A user's own value.

@@ -146,13 +146,22 @@ pub async fn read_tree(ask: &Asker, item_dir: &RelPath) -> Result<TreeRead> {
 /// # Errors
 /// None of these files, or one that is no JSON.
 pub async fn read_json(ask: &Asker, item_dir: &RelPath) -> Result<Value> {
+    Ok(read_json_text(ask, item_dir).await?.0)
+}
+
+/// The same, and the text that it has in the file.
+///
+/// # Errors
+/// As [`read_json`].
+pub async fn read_json_text(ask: &Asker, item_dir: &RelPath) -> Result<(Value, Bytes)> {
     let paths = JSON_FILES.iter().map(|name| item_dir.join(name)).collect::<Result<Vec<_>, _>>()?;
     let mut read = files(ask, paths.iter().cloned().chain([item_dir.join(SUMS_FILE)?])).await?;
     let sums = read.pop().flatten();
     for ((file, path), name) in read.into_iter().zip(&paths).zip(JSON_FILES) {
         if let Some(file) = file {
             sums::check(item_dir, sums.as_ref(), [(name, Some(&file))])?;
-            return json::parse(&file).map_err(|error| corrupt(&error, Some(error.offset), path));
+            let value = json::parse(&file).map_err(|error| corrupt(&error, Some(error.offset), path))?;
+            return Ok((value, file));
         }
     }
     let looked_for = JSON_FILES.join(", ");
@@ -254,7 +263,8 @@ impl Item<'_> {
             aggregated = leaves.map(|(path, kind)| (texts(&path), kind)).collect();
         }
         let collisions = collisions(&metadata.entries);
-        let TreeMetadata { entries, use_ocdbt, use_zarr3, every_chunk_stored, custom_metadata, containers } = metadata;
+        let TreeMetadata { entries, use_ocdbt, use_zarr3, every_chunk_stored, custom_metadata, containers, .. } =
+            metadata;
         let leaves = entries.into_iter().map(|entry| {
             let kind = match entry.value_type {
                 ValueType::None => StoredKind::None,

@@ -12,7 +12,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
-use serde_json::Value;
+use serde_json::value::RawValue;
 
 use super::pieces::Cursor;
 use crate::error::{Error, ErrorKind, Result};
@@ -26,6 +26,9 @@ pub(super) const FILE: &str = ".touchdown-convert";
 
 /// What must be equal for a conversion to go on: aspects by name, in words or as checksums.
 pub(super) type Fingerprint = BTreeMap<String, String>;
+
+/// What a sink notes, as JSON text: of very many chunks it takes far less memory than as values.
+pub(super) type Note = Box<RawValue>;
 
 /// A journal that is being written.
 #[derive(Debug)]
@@ -44,7 +47,7 @@ pub(super) struct Found {
     pub(super) next: Cursor,
     pub(super) lossy: BTreeMap<String, u64>,
     /// What the sink noted, in order.
-    pub(super) notes: Vec<Value>,
+    pub(super) notes: Vec<Note>,
     /// Where the next line goes.
     end: u64,
 }
@@ -59,7 +62,7 @@ struct First {
 struct Line {
     next: [u64; 2],
     lossy: BTreeMap<String, u64>,
-    sink: Value,
+    sink: Note,
 }
 
 impl Journal {
@@ -93,7 +96,7 @@ impl Journal {
         staged: &StagedDir,
         next: Cursor,
         lossy: &BTreeMap<String, u64>,
-        sink: Value,
+        sink: Note,
     ) -> Result<()> {
         self.line(staged, &Line { next: [next.task as u64, next.row], lossy: lossy.clone(), sink })
     }
@@ -206,6 +209,10 @@ mod tests {
     use super::*;
     use crate::io::LocalStore;
 
+    fn note(value: &impl Serialize) -> Note {
+        serde_json::value::to_raw_value(value).unwrap()
+    }
+
     #[test]
     fn a_journal_is_read_up_to_its_last_whole_line_and_gone_on_with() {
         let home = tempfile::tempdir().unwrap();
@@ -216,7 +223,7 @@ mod tests {
         let mut journal = Journal::start(&staged, fingerprint.clone(), true).unwrap();
         let lossy = BTreeMap::from([("w".to_owned(), 3)]);
         for row in 1..4 {
-            journal.note(&staged, Cursor { task: 0, row }, &lossy, Value::from(row)).unwrap();
+            journal.note(&staged, Cursor { task: 0, row }, &lossy, note(&row)).unwrap();
         }
         let file = staged.path().join(FILE);
         drop(staged);
@@ -238,7 +245,7 @@ mod tests {
         let becomes = crate::io::store::Becomes::Directory;
         let (staged, _) = StagedDir::resume(Arc::new(LocalStore), &target, false, becomes, &left).unwrap();
         let mut journal = Journal::resume(&staged, &found, true).unwrap();
-        journal.note(&staged, Cursor { task: 1, row: 0 }, &BTreeMap::new(), Value::Null).unwrap();
+        journal.note(&staged, Cursor { task: 1, row: 0 }, &BTreeMap::new(), note(&())).unwrap();
         let bytes = std::fs::read(&file).unwrap();
         assert_eq!(parse(&bytes, left).unwrap().next, Cursor { task: 1, row: 0 });
         // One that was changed counts for nothing from there on.

@@ -61,11 +61,9 @@ pub fn convert(target: &Target, to: impl AsRef<Path>, options: &ConvertOptions) 
         return Err(Error::invalid("there is nothing to convert").hint("`touchdown ls` shows what there is"));
     }
     refuse_source(target, to, options.to)?;
-    let (file, half) = (file_name(to)?, options.engine.staging_bytes / 2);
+    let (file, budget) = (file_name(to)?, options.engine.staging_bytes);
     let (becomes, mut sink): (_, Box<dyn Sink>) = match options.to {
-        ConvertTo::Orbax => {
-            (Becomes::Directory, Box::new(OrbaxSink::plan(target, &options.save, half).map_err(halved)?))
-        }
+        ConvertTo::Orbax => (Becomes::Directory, Box::new(OrbaxSink::plan(target, &options.save, budget)?)),
         ConvertTo::Safetensors { max_shard_bytes } => {
             let becomes = if file.is_some() { Becomes::File } else { Becomes::Directory };
             (becomes, Box::new(TensorSink::plan(target, &tasks, file, max_shard_bytes, options.save.sync)?))
@@ -74,6 +72,8 @@ pub fn convert(target: &Target, to: impl AsRef<Path>, options: &ConvertOptions) 
     for (task, step) in tasks.iter_mut().zip(sink.steps()) {
         task.step = step;
     }
+    // What is left beside what the sink holds is halved between what is converted at once and the work on it.
+    let (held, half) = (sink.held(), sink.held().room(budget)? / 2);
     let engine = Engine::new(EngineOptions { staging_bytes: half, ..options.engine }).map_err(halved)?;
     let fingerprint = fingerprint(target, &*sink)?;
     let found = match options.resume {
@@ -86,6 +86,7 @@ pub fn convert(target: &Target, to: impl AsRef<Path>, options: &ConvertOptions) 
     conversion.run(&engine, &tasks, half)?;
     let Conversion { staged, mut report, .. } = conversion;
     staged.commit(options.save.sync)?;
+    report.peak_host_bytes = held.peak(report.peak_host_bytes);
     report.skipped = target.skipped().to_vec();
     report.missing = target.missing().to_vec();
     report.other_items = other_items(target, options.to);

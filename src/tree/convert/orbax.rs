@@ -5,21 +5,22 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
-use serde_json::Value as Json;
+use serde_json::value::to_raw_value;
 
+use super::journal;
 use super::sink::{Filled, Io, Sink};
 use crate::error::{Error, ErrorKind, Result};
 use crate::io::StagedDir;
 use crate::keypath::KeyPath;
 use crate::kv::{Extent, FileId, Value};
-use crate::layout::orbax::checkpoint;
-use crate::layout::{self, ItemKind};
+use crate::layout::orbax::{checkpoint, json, tree};
+use crate::layout::{self, Format, ItemKind};
 use crate::plan::{Device, Mesh, Sharding, Spec};
 use crate::relpath::RelPath;
 use crate::shape::Region;
 use crate::tree::save::{
-    Context, DataFile, Elements, Item, JsonItem, NewArray, NewLeaf, NewPart, SaveOptions, Storage, Tree, Written,
-    finish_checkpoint, finish_tree, now_ns, write_arrays,
+    Context, DataFile, Elements, Held, INLINE_PER_BUDGET, Item, JsonItem, NewArray, NewLeaf, NewPart, SaveOptions,
+    Storage, Tree, Written, finish_checkpoint, finish_tree, now_ns, write_arrays,
 };
 use crate::tree::target::{ArrayWant, Target, TargetLeaf, What};
 use crate::tree::{LeafKind, Value as Scalar};
@@ -29,6 +30,9 @@ pub(super) struct OrbaxSink {
     item: Item,
     /// The JSON items that lie beside it.
     beside: Vec<JsonItem>,
+    held: Held,
+    /// The checkpoint's custom metadata as they are written in the source, where a value does not hold them.
+    custom_text: Option<String>,
     dir: RelPath,
     options: SaveOptions,
     written: Written,
@@ -83,8 +87,19 @@ impl OrbaxSink {
             tree = tree.container(path, container);
         }
         tree.custom_metadata = target.checkpoint.tree_metadata().cloned();
+        let texts = match Texts::read(target) {
+            Ok(texts) => texts,
+            Err(error) => {
+                problems.push(error);
+                Texts::default()
+            }
+        };
         let mut options = options.clone();
         options.rich_types |= !tree.containers.is_empty();
+        let custom_text = match options.custom_metadata {
+            None => texts.of_checkpoint,
+            Some(_) => None,
+        };
         options.custom_metadata = options.custom_metadata.or_else(|| target.checkpoint.checkpoint_metadata().cloned());
         options.check_custom_metadata(&mut problems);
         let beside = match json_items(target) {
@@ -94,14 +109,21 @@ impl OrbaxSink {
                 Vec::new()
             }
         };
-        let item = Item::plan(ITEM, &tree, (Elements::Later, budget), &options, &mut problems);
-        problems.extend(item.over_budget(budget));
+        let inline_bytes = budget / INLINE_PER_BUDGET;
+        let mut item = Item::plan(ITEM, &tree, (Elements::Later, inline_bytes), &options, &mut problems);
+        item.metadata.custom_text = texts.of_tree;
+        let held = Held::of_conversion(&item, &options);
+        match held.room(budget) {
+            Ok(room) => problems.extend(item.over_budget(room / 2).map(super::halved)),
+            Err(error) => problems.push(error),
+        }
         let cast = item.paths.iter().zip(item.jobs.iter()).filter(|(_, job)| job.casts());
         problems.extend(
             cast.map(|(path, _)| {
                 Error::invalid("a conversion casts by its target, not by save options").at("leaf", path)
             }),
         );
+        let written = if problems.is_empty() { Written::of(&item) } else { Written::default() };
         match Error::merged(problems) {
             // What zarr has no type for is nothing that is wrong with the source.
             Some(error) if error.kind() == ErrorKind::Unsupported => {
@@ -117,9 +139,11 @@ impl OrbaxSink {
             None => Ok(Self {
                 item,
                 beside,
+                held,
+                custom_text,
                 dir: RelPath::new(ITEM)?,
                 options,
-                written: Written::default(),
+                written,
                 started_ns: now_ns(),
                 noted: Noted::default(),
             }),
@@ -132,13 +156,17 @@ impl Sink for OrbaxSink {
         self.item.jobs.iter().map(|job| job.chunk_rows()).collect()
     }
 
+    fn held(&self) -> Held {
+        self.held
+    }
+
     fn identity(&self) -> Result<Vec<u8>> {
         let mut all = self.item.description();
         for job in self.item.jobs.iter() {
             all.extend(job.new.metadata()?);
         }
         all.extend(format!("{:?} {}", Storage::of(&self.options), self.dir).into_bytes());
-        all.extend(format!("{:?}{:?}", self.options.custom_metadata, self.beside).into_bytes());
+        all.extend(format!("{:?}{:?}{:?}", self.options.custom_metadata, self.custom_text, self.beside).into_bytes());
         Ok(all)
     }
 
@@ -165,7 +193,7 @@ impl Sink for OrbaxSink {
         Ok(())
     }
 
-    fn note(&mut self, staged: &StagedDir) -> Result<Json> {
+    fn note(&mut self, staged: &StagedDir) -> Result<journal::Note> {
         let from = self.noted;
         if self.options.sync {
             // Files that are full are durable.
@@ -191,13 +219,13 @@ impl Sink for OrbaxSink {
             files: self.written.files.len(),
             made: self.written.made_files.len(),
         };
-        serde_json::to_value(note).map_err(|error| Error::bug(error.to_string()))
+        to_raw_value(&note).map_err(|error| Error::bug(error.to_string()))
     }
 
-    fn restore(&mut self, staged: &StagedDir, notes: Vec<Json>) -> Result<HashSet<RelPath>> {
+    fn restore(&mut self, staged: &StagedDir, notes: Vec<journal::Note>) -> Result<HashSet<RelPath>> {
         let mut open = None;
         for note in notes {
-            let note: Note = serde_json::from_value(note)
+            let note: Note = serde_json::from_str(note.get())
                 .map_err(|error| Error::corrupt("the journal makes no sense").caused_by(error))?;
             let written = &mut self.written;
             for (key, place) in note.entries {
@@ -243,8 +271,53 @@ impl Sink for OrbaxSink {
             item.write(staged, &self.options)?;
             handlers.insert(item.name.clone(), item.handler.to_owned());
         }
-        finish_checkpoint(staged, handlers, &self.options, self.started_ns)?;
+        finish_checkpoint(staged, handlers, (&self.options, self.custom_text.as_deref()), self.started_ns)?;
         Ok(bytes)
+    }
+}
+
+/// Custom metadata as the source has them written, where they have numbers that a value does not hold: `NaN`, or integers beyond
+/// 64 bits.
+#[derive(Default)]
+struct Texts {
+    of_checkpoint: Option<String>,
+    of_tree: Option<String>,
+}
+
+impl Texts {
+    fn read(target: &Target) -> Result<Self> {
+        let (checkpoint, description) = (&target.checkpoint, target.checkpoint.description());
+        if description.format != Format::Orbax {
+            return Ok(Self::default());
+        }
+        let items = &description.items;
+        let item = items.iter().find(|item| Some(item.name.as_str()) == checkpoint.item());
+        let item = item.map_or_else(RelPath::root, |item| item.dir.clone());
+        let step = description.step.as_ref().map_or_else(RelPath::root, |step| step.dir.clone());
+        let root = RelPath::root().join(checkpoint::ROOT_METADATA_DIR)?;
+        let of = |paths: &[RelPath], value: Option<&serde_json::Value>| -> Result<Option<String>> {
+            let Some(value) = value else { return Ok(None) };
+            for path in paths {
+                let Some(bytes) = checkpoint.file(path)? else { continue };
+                let members = ["custom_metadata", "custom"].map(|name| json::inexact_member(&bytes, name));
+                let whole = json::is_inexact(&bytes).then(|| String::from_utf8_lossy(&bytes).into_owned());
+                // Which of several files counts is known by what was read of it.
+                let text = members.into_iter().flatten().chain(whole);
+                if let Some(text) = text.into_iter().find(|text| json::parse(text.as_bytes()).as_ref() == Ok(value)) {
+                    return Ok(Some(text));
+                }
+            }
+            Ok(None)
+        };
+        let own = [
+            step.join(checkpoint::METADATA_FILE)?,
+            root.join(checkpoint::ROOT_METADATA_FILE)?,
+            root.join(checkpoint::OLD_ROOT_METADATA_FILE)?,
+        ];
+        Ok(Self {
+            of_checkpoint: of(&own, checkpoint.checkpoint_metadata())?,
+            of_tree: of(&[item.join(tree::METADATA_FILE)?], checkpoint.tree_metadata())?,
+        })
     }
 }
 
@@ -254,7 +327,9 @@ fn json_items(target: &Target) -> Result<Vec<JsonItem>> {
         if item.name == ITEM {
             return Err(Error::invalid("a JSON item has the name that the tree is to have").at("item", ITEM));
         }
-        Ok(JsonItem::new(&item.name, &target.checkpoint.json_item(&item.name)?))
+        let (value, text) = target.checkpoint.json_item_text(&item.name)?;
+        // The text is what may have numbers that no value holds.
+        Ok(JsonItem { document: text.to_vec(), ..JsonItem::new(&item.name, &value) })
     };
     target.checkpoint.description().items.iter().filter(|item| is_carried(item)).map(item).collect()
 }

@@ -152,7 +152,7 @@ pub(super) fn next_wave(tasks: &[Task], arrays: &[StoredArray], cursor: &mut Cur
             false => Some(end),
         };
         let rows = cursor.row..cut.unwrap_or(end);
-        room = room.saturating_sub((rows.end - rows.start).saturating_mul(task.row_bytes));
+        room = room.saturating_sub((rows.end - rows.start).saturating_mul(task.row_bytes).saturating_add(PIECE_BYTES));
         *cursor = match rows.end == end {
             true => Cursor { task: cursor.task + 1, row: 0 },
             false => Cursor { task: cursor.task, row: rows.end },
@@ -165,6 +165,9 @@ pub(super) fn next_wave(tasks: &[Task], arrays: &[StoredArray], cursor: &mut Cur
     }
     wave
 }
+
+/// What a piece takes beside its elements: its place in the plan of a load, and the job of writing it.
+const PIECE_BYTES: u64 = 8 << 10;
 
 /// The target that loads the pieces of a wave, each into one shard in host memory; pieces whose elements are here are left out.
 ///
@@ -247,8 +250,15 @@ mod tests {
 
     #[test]
     fn small_arrays_share_a_wave_and_every_row_is_in_one() {
-        let tasks = [task(4, 10), task(0, 10), task(6, 10), task(1, 500), task(2, 1)];
-        assert_eq!(waves(&tasks, 100), [vec![(0, 0..4), (1, 0..0), (2, 0..6)], vec![(3, 0..1)], vec![(4, 0..2)]]);
+        let tasks = [task(4, 10_000), task(0, 10), task(6, 10_000), task(1, 500_000), task(2, 1)];
+        let wave_bytes = 100_000 + 2 * PIECE_BYTES;
+        assert_eq!(
+            waves(&tasks, wave_bytes),
+            [vec![(0, 0..4), (1, 0..0), (2, 0..6)], vec![(3, 0..1)], vec![(4, 0..2)]]
+        );
+        // What a piece itself takes counts, too.
+        let tasks = [task(4, 1), task(4, 1), task(4, 1)];
+        assert_eq!(waves(&tasks, 2 * PIECE_BYTES), [vec![(0, 0..4), (1, 0..4)], vec![(2, 0..4)]]);
         assert_eq!(waves(&[], 100), Vec::<Vec<_>>::new());
     }
 }

@@ -3,20 +3,23 @@
 use std::collections::HashSet;
 use std::sync::Arc;
 
+use super::journal::Note;
 use bytes::Bytes;
 use rayon::ThreadPool;
-use serde_json::Value as Json;
 
 use crate::error::Result;
 use crate::io::{Budget, StagedDir};
 use crate::relpath::RelPath;
 use crate::shape::Region;
-use crate::tree::save::Progress;
+use crate::tree::save::{Held, Progress};
 
 /// A destination that is being written, wave by wave. It was planned completely before: what it cannot hold is known by then.
 pub(super) trait Sink {
     /// For every task the number of rows at whose multiples pieces may end.
     fn steps(&self) -> Vec<u64>;
+
+    /// What it holds of the arrays beside their elements.
+    fn held(&self) -> Held;
 
     /// Bytes that are equal for two conversions only if they write the same things in the same way.
     ///
@@ -40,13 +43,13 @@ pub(super) trait Sink {
     ///
     /// # Errors
     /// Whatever the file system refuses.
-    fn note(&mut self, staged: &StagedDir) -> Result<Json>;
+    fn note(&mut self, staged: &StagedDir) -> Result<Note>;
 
     /// Takes up what was noted, and names the files that this rests on.
     ///
     /// # Errors
     /// Notes that make no sense, files that cannot be opened.
-    fn restore(&mut self, staged: &StagedDir, notes: Vec<Json>) -> Result<HashSet<RelPath>>;
+    fn restore(&mut self, staged: &StagedDir, notes: Vec<Note>) -> Result<HashSet<RelPath>>;
 
     /// Writes what is still missing when all pieces are written; the bytes that are stored.
     ///

@@ -8,8 +8,10 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use rayon::iter::{IntoParallelRefIterator, ParallelIterator};
-use serde_json::{Value as Json, json};
+use serde_json::Value as Json;
+use serde_json::value::to_raw_value;
 
+use super::journal::Note;
 use super::orbax::containers;
 use super::pieces::Task;
 use super::sink::{Filled, Io, Sink};
@@ -26,6 +28,7 @@ use crate::layout::safetensors::write::{NewTensor, file_name, index_bytes, new_f
 use crate::limits::SAFETENSORS_FILES_MAX;
 use crate::relpath::RelPath;
 use crate::shape::strides;
+use crate::tree::save::Held;
 use crate::tree::target::{ArrayWant, Target, What};
 
 /// Files that are being written.
@@ -164,6 +167,11 @@ impl Sink for TensorSink {
         self.places.iter().map(Place::step).collect()
     }
 
+    fn held(&self) -> Held {
+        // Its files' headers.
+        Held::steady(self.files.iter().map(|file| file.head.len() as u64).sum())
+    }
+
     fn identity(&self) -> Result<Vec<u8>> {
         let mut all = Vec::new();
         for File { path, head, size } in &self.files {
@@ -207,19 +215,19 @@ impl Sink for TensorSink {
         written.into_iter().collect()
     }
 
-    fn note(&mut self, staged: &StagedDir) -> Result<Json> {
+    fn note(&mut self, staged: &StagedDir) -> Result<Note> {
         let new = self.made[self.noted..].to_vec();
         self.flush(staged)?;
         if self.sync && !new.is_empty() {
             staged.sync_dir(&RelPath::root())?;
         }
         self.noted = self.made.len();
-        Ok(json!(new))
+        to_raw_value(&new).map_err(|error| Error::bug(error.to_string()))
     }
 
-    fn restore(&mut self, staged: &StagedDir, notes: Vec<Json>) -> Result<HashSet<RelPath>> {
+    fn restore(&mut self, staged: &StagedDir, notes: Vec<Note>) -> Result<HashSet<RelPath>> {
         for note in notes {
-            let made: Vec<usize> = serde_json::from_value(note)
+            let made: Vec<usize> = serde_json::from_str(note.get())
                 .map_err(|error| Error::corrupt("the journal makes no sense").caused_by(error))?;
             self.made.extend(made);
         }

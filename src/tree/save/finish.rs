@@ -61,7 +61,7 @@ pub(in crate::tree) fn finish_tree(
 #[derive(Debug)]
 pub(in crate::tree) struct JsonItem {
     pub(in crate::tree) name: String,
-    file: &'static str,
+    pub(in crate::tree) file: &'static str,
     pub(in crate::tree) handler: &'static str,
     pub(in crate::tree) document: Vec<u8>,
 }
@@ -98,7 +98,7 @@ impl JsonItem {
 pub(in crate::tree) fn finish_checkpoint(
     staged: &StagedDir,
     item_handlers: BTreeMap<String, String>,
-    options: &SaveOptions,
+    (options, custom_text): (&SaveOptions, Option<&str>),
     started_ns: u64,
 ) -> Result<()> {
     let metadata = checkpoint::CheckpointMetadata {
@@ -106,6 +106,7 @@ pub(in crate::tree) fn finish_checkpoint(
         init_ns: i64::try_from(started_ns).ok(),
         commit_ns: i64::try_from(now_ns()).ok(),
         custom_metadata: options.custom_metadata.clone(),
+        custom_text: custom_text.map(str::to_owned),
     };
     let mut files = Summed::new(staged, RelPath::root(), options);
     files.put(checkpoint::METADATA_FILE, &metadata.to_bytes())?;

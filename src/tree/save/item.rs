@@ -30,7 +30,7 @@ use crate::zarr::{self, Compression, Format};
 pub(in crate::tree) struct Item {
     pub(super) name: String,
     pub(in crate::tree) jobs: Arc<Vec<ArrayJob>>,
-    pub(super) metadata: TreeMetadata,
+    pub(in crate::tree) metadata: TreeMetadata,
     pub(super) shardings: HashMap<String, SavedSharding>,
     /// The meshes in them.
     meshes: Vec<Arc<SavedMesh>>,
@@ -68,6 +68,7 @@ impl Item {
                 use_zarr3: Some(options.zarr == Format::V3),
                 every_chunk_stored: true,
                 custom_metadata: tree.custom_metadata.clone(),
+                custom_text: None,
                 containers: if options.rich_types { tree.containers.clone() } else { Vec::new() },
             },
             shardings: HashMap::new(),

@@ -43,6 +43,22 @@ impl Held {
         all
     }
 
+    /// What a conversion holds of the item that it writes: also what it is made of, and what is noted of it.
+    pub(in crate::tree) fn of_conversion(item: &Item, options: &SaveOptions) -> Self {
+        let held = Self::of_item(item, options);
+        let entries = held.chunks.saturating_add(held.arrays);
+        Self {
+            always: held.always.saturating_add(held.arrays * CONVERTED_BYTES),
+            at_end: held.at_end.max(entries.saturating_mul(NOTE_BYTES)).max(held.arrays * IDENTITY_BYTES),
+            ..held
+        }
+    }
+
+    /// So many bytes all the time.
+    pub(in crate::tree) fn steady(bytes: u64) -> Self {
+        Self { always: bytes, ..Self::default() }
+    }
+
     fn of_item(item: &Item, options: &SaveOptions) -> Self {
         let (mut always, mut entries, mut body, mut inline, mut chunks) = (0_u64, 0_u64, 0_u64, 0_u64, 0_u64);
         let mut index = 0;
@@ -102,7 +118,7 @@ impl Held {
                     self.arrays, self.chunks
                 ))
                 .found(format_args!("{budget} bytes"))
-                .hint("give it more memory, or choose larger chunks")),
+                .hint("give it more memory (`--memory`), or choose larger chunks (`--chunk-bytes`)")),
         }
     }
 
@@ -142,7 +158,7 @@ fn path_bytes(path: &KeyPath) -> u64 {
 }
 
 /// Small values have this part of the budget.
-pub(super) const INLINE_PER_BUDGET: u64 = 32;
+pub(in crate::tree) const INLINE_PER_BUDGET: u64 = 32;
 
 /// An array in the plan, without its name, path and extents.
 const ARRAY_BYTES: u64 = 960;
@@ -169,3 +185,9 @@ const SHARDING_BYTES: u64 = 896;
 const DEVICE_BYTES: u64 = 12;
 /// Where an inner chunk lies, as long as its chunk is written.
 const INDEX_BYTES: u64 = 48;
+/// What an array is made of, in a conversion.
+const CONVERTED_BYTES: u64 = 1024;
+/// What an interrupted conversion is compared by, an array.
+const IDENTITY_BYTES: u64 = 1536;
+/// An entry of a conversion's journal while it is written, if one wave has all of them.
+const NOTE_BYTES: u64 = 384;

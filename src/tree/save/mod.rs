@@ -26,6 +26,7 @@ pub(in crate::tree) use finish::{JsonItem, finish_checkpoint, finish_tree, now_n
 pub(in crate::tree) use item::{Elements, Item, element};
 pub(in crate::tree) use job::Progress;
 pub use job::{SaveJob, SaveProgress, SaveReport};
+pub(in crate::tree) use memory::{Held, INLINE_PER_BUDGET};
 pub use options::{LeafChoice, LeafOptions, SaveOptions};
 pub(in crate::tree) use tree::Loaded;
 pub use tree::{NewArray, NewLeaf, NewPart, Tree, TreeItem};

@@ -169,7 +169,7 @@ impl SaveWork {
             let line = |(path, count): &(String, u64)| format!("{path}: {count} elements");
             return Err(Error::invalid("casting would lose values").lines(report.lossy.iter().map(line)));
         }
-        finish_checkpoint(&self.staged, handlers, &self.options, self.started_ns)?;
+        finish_checkpoint(&self.staged, handlers, (&self.options, None), self.started_ns)?;
         report.peak_host_bytes = self.held.peak(budget.peak());
         report.elapsed = start.elapsed();
         Ok(report)

@@ -125,6 +125,7 @@ fn write_checkpoint(case: &Path) {
     let texts = texts.iter().map(|(name, text)| (name.as_str(), *text));
     write("state/_strings.json", &strings::to_bytes(texts).unwrap());
     write("config/data.json", &orbax_json::to_bytes(&facts["config"]));
+    write("config/metadata", &orbax_json::to_bytes(&facts["config"]));
     for item in ["state", "config"] {
         assert_eq!(check_item_name(item), Ok(()));
     }

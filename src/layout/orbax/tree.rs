@@ -147,11 +147,9 @@ pub async fn read_json(ask: &Asker, item_dir: &RelPath) -> Result<Value> {
     let paths = JSON_FILES.iter().map(|name| item_dir.join(name)).collect::<Result<Vec<_>, _>>()?;
     let mut read = files(ask, paths.iter().cloned().chain([item_dir.join(SUMS_FILE)?])).await?;
     let sums = read.pop().flatten();
-    for ((file, path), name) in read.into_iter().zip(&paths).zip(JSON_FILES) {
-        if let Some(file) = file {
-            sums::check(item_dir, sums.as_ref(), [(name, Some(&file))])?;
-            return json::parse(&file).map_err(|error| corrupt(&error, Some(error.offset), path));
-        }
+    sums::check(item_dir, sums.as_ref(), JSON_FILES.into_iter().zip(read.iter().map(Option::as_ref)))?;
+    if let Some((file, path)) = read.iter().zip(&paths).find_map(|(file, path)| Some((file.as_ref()?, path))) {
+        return json::parse(file).map_err(|error| corrupt(&error, Some(error.offset), path));
     }
     let looked_for = JSON_FILES.join(", ");
     Err(Error::not_found("the item has no JSON file")

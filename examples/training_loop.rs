@@ -12,7 +12,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use touchdown::training::{
-    Checkpointer, CheckpointerOptions, PreservationPolicy, SavePolicy, StepChoice, StepOptions, flag_on_sigterm,
+    Checkpointer, CheckpointerOptions, PreservationPolicy, SavePolicy, StepChoice, StepOptions, StepSave,
+    flag_on_sigterm,
 };
 use touchdown::tree::save::NewArray;
 use touchdown::{Result, State, Tree};
@@ -87,14 +88,19 @@ pub(crate) fn run(root: &str, last: u64, stop: &Arc<AtomicBool>) -> Result<()> {
     println!("starting at step {start}");
     for step in start..=last {
         let loss = model.train(step);
+        // Asked once, and first: what comes after this is heard at the next step.
+        let ends = stop.load(Ordering::Acquire);
         // A no-op but for every 20th step. The tree is a snapshot: training goes on while it is written.
-        if steps.should_save(step) {
-            steps.save_async(step, &model.to_tree(step), &StepOptions::metric("loss", loss))?;
+        if ends || steps.should_save(step) {
+            let save = steps.save_async(step, &model.to_tree(step), &StepOptions::metric("loss", loss))?;
             println!("step {step}: loss {loss:.5}");
-        }
-        if stop.load(Ordering::Acquire) {
-            println!("asked to stop: saved step {step}");
-            break;
+            if ends {
+                match save.map(StepSave::wait).transpose()? {
+                    Some(_) => println!("asked to stop: saved step {step}"),
+                    None => println!("asked to stop: {}", steps.why_not(step).unwrap_or_default()),
+                }
+                break;
+            }
         }
         // The work that a real step is.
         std::thread::sleep(std::time::Duration::from_millis(2));

@@ -15,7 +15,7 @@ mod support;
 
 use std::collections::BTreeSet;
 use std::fs;
-use std::io::Read;
+use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
@@ -526,6 +526,34 @@ fn steps_are_chosen() {
         }
     }
     ok(&["ls", &format!("{root}/5")]);
+}
+
+#[test]
+fn a_step_that_is_removed_while_it_is_read_is_chosen_again() {
+    let dir = scratch("removed-while-read");
+    let (root, pipe) = (dir.join("root"), dir.join("target.json"));
+    // Arrays that are too big to be read when it is opened.
+    for step in ["5", "10"] {
+        copy_tree(Path::new(&checkpoint("quickstart")), &root.join(step));
+    }
+    let target = ok(&["ls", &text(&root), "--json"]);
+    assert!(Command::new("mkfifo").arg(&pipe).status().unwrap().success());
+    // The target is read when the step was chosen and opened: that pipe has a reader tells that.
+    let removing = std::thread::spawn({
+        let (root, pipe) = (root.clone(), pipe.clone());
+        move || {
+            let mut file = fs::OpenOptions::new().write(true).open(&pipe).unwrap();
+            fs::remove_dir_all(root.join("10")).unwrap();
+            // For the step that is chosen then it is a plain file.
+            let plain = pipe.with_extension("plain");
+            fs::write(&plain, &target).unwrap();
+            fs::rename(plain, &pipe).unwrap();
+            file.write_all(target.as_bytes()).unwrap();
+        }
+    });
+    let loaded = object(&["load", &text(&root), "--step", "latest", "--target", &text(&pipe), "--json"]);
+    assert_eq!(loaded["step"], 5);
+    removing.join().unwrap();
 }
 
 #[test]

@@ -75,6 +75,7 @@ fn write_checkpoint(case: &Path) {
     let leaves = facts["leaves"].as_array().expect("leaves");
     let is_ocdbt = facts["ocdbt"] == true;
     let mut metadata = TreeMetadata {
+        custom_text: None,
         entries: leaves.iter().map(entry).collect(),
         use_ocdbt: Some(is_ocdbt),
         use_zarr3: facts["zarr3"].as_bool(),
@@ -125,11 +126,13 @@ fn write_checkpoint(case: &Path) {
     let texts = texts.iter().map(|(name, text)| (name.as_str(), *text));
     write("state/_strings.json", &strings::to_bytes(texts).unwrap());
     write("config/data.json", &orbax_json::to_bytes(&facts["config"]));
+    write("config/metadata", &orbax_json::to_bytes(&facts["config"]));
     for item in ["state", "config"] {
         assert_eq!(check_item_name(item), Ok(()));
     }
     let handlers = [("state", checkpoint::TREE_HANDLER), ("config", checkpoint::JSON_HANDLER)];
     let of_checkpoint = CheckpointMetadata {
+        custom_text: None,
         item_handlers: handlers.map(|(name, class)| (name.to_owned(), class.to_owned())).into(),
         init_ns: Some(1_795_527_528_423_193_600),
         commit_ns: Some(1_795_527_528_545_887_154),

@@ -10,7 +10,7 @@ use crate::dtype::DType;
 use crate::error::{Error, Result};
 use crate::keypath::KeyPath;
 use crate::limits::CAT_EMPTY_ROWS_MAX;
-use crate::tree::{Array, Engine, Leaf, Pattern, Take, Value, no_leaf};
+use crate::tree::{Array, Checkpoint, Engine, Leaf, Pattern, State, Take, Value, no_leaf};
 
 pub(super) const EXAMPLE: &str =
     "Example:\n  touchdown cat tests/fixtures/quickstart/ckpt params/layer_0/kernel --slice 0:4,:";
@@ -32,23 +32,7 @@ pub(super) struct Args {
 }
 
 pub(super) fn run(args: &Args, quiet: bool) -> Result<ExitCode> {
-    let checkpoint = args.source.open(quiet)?;
-    let pattern = || Pattern::glob(&KeyPath::from_escaped(&args.leaf).to_string());
-    if !checkpoint.leaves().iter().any(|leaf| pattern().matches(&leaf.path)) {
-        return Err(no_leaf(&args.leaf, checkpoint.leaves().iter().map(|leaf| leaf.path.to_string())));
-    }
-    let mut target = checkpoint.target().only([pattern()]);
-    target.check()?;
-    let kind = checkpoint.leaves().iter().find(|leaf| pattern().matches(&leaf.path)).map(|leaf| &leaf.kind);
-    let shape = kind.and_then(|kind| kind.array()).map(|array| checkpoint.arrays()[array].meta.shape.clone());
-    if let Some(slice) = &args.slice {
-        let shape = shape.unwrap_or_default();
-        // From the last dimension on, so that taking an index does not move the ones still to come.
-        for take in takes(slice, &shape)?.into_iter().rev() {
-            target = target.take([(pattern(), take)]);
-        }
-    }
-    let state = Engine::new(args.engine.options()?)?.load(&checkpoint, &target)?.wait()?;
+    let state = args.source.with(quiet, |checkpoint| load(args, checkpoint))?;
     let (path, leaf) = state.leaves().next().ok_or_else(|| Error::bug("a selected leaf was not loaded"))?;
     let (dtype, shape, value) = match leaf {
         Leaf::Array(array) => (Some(array.dtype), Some(array.shape.clone()), nested(array)?),
@@ -66,6 +50,26 @@ pub(super) fn run(args: &Args, quiet: bool) -> Result<ExitCode> {
         output::text(&(text + "\n"))?;
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// The leaf alone.
+fn load(args: &Args, checkpoint: &Checkpoint) -> Result<State> {
+    let pattern = || Pattern::glob(&KeyPath::from_escaped(&args.leaf).to_string());
+    if !checkpoint.leaves().iter().any(|leaf| pattern().matches(&leaf.path)) {
+        return Err(no_leaf(&args.leaf, checkpoint.leaves().iter().map(|leaf| leaf.path.to_string())));
+    }
+    let mut target = checkpoint.target().only([pattern()]);
+    target.check()?;
+    let kind = checkpoint.leaves().iter().find(|leaf| pattern().matches(&leaf.path)).map(|leaf| &leaf.kind);
+    let shape = kind.and_then(|kind| kind.array()).map(|array| checkpoint.arrays()[array].meta.shape.clone());
+    if let Some(slice) = &args.slice {
+        let shape = shape.unwrap_or_default();
+        // From the last dimension on, so that taking an index does not move the ones still to come.
+        for take in takes(slice, &shape)?.into_iter().rev() {
+            target = target.take([(pattern(), take)]);
+        }
+    }
+    Engine::new(args.engine.options()?)?.load(checkpoint, &target)?.wait()
 }
 
 /// `0:4,:,3` as takes, in the order of dimensions.

@@ -98,11 +98,12 @@ enum ChecksumArg {
 }
 
 pub(super) fn run(args: &Args, quiet: bool, signals: &Signals) -> Result<ExitCode> {
-    let checkpoint = args.source.open(quiet)?;
-    let target = args.target.build(&checkpoint)?;
-    let options = args.options()?;
-    signals.hold();
-    let report = work(&target, args, &options, quiet, signals)?;
+    let report = args.source.with(quiet, |checkpoint| {
+        let target = args.target.build(checkpoint)?;
+        let options = args.options()?;
+        signals.hold();
+        work(&target, args, &options, quiet, signals)
+    })?;
     if !report.other_items.is_empty() && !quiet {
         output::note(&format!("other items were not converted: {}", report.other_items.join(", ")));
     }

@@ -6,7 +6,7 @@ use std::process::ExitCode;
 use serde_json::json;
 
 use super::exit;
-use super::options::{EngineArgs, SourceArgs};
+use super::options::{EngineArgs, SourceArgs, is_failed_by_files, settled};
 use super::output;
 use crate::error::{Error, Result};
 use crate::tree::diff::{Difference, diff};
@@ -49,8 +49,9 @@ pub(super) fn run(args: &Args, quiet: bool) -> Result<ExitCode> {
         let (path, item, step) = (path.clone(), args.item.clone(), step.cloned());
         SourceArgs { path, item, step, force: false }.open(quiet)
     };
-    let (a, b) = (source(&args.a, of_a)?, source(&args.b, of_b)?);
-    let found = diff(&a, &b, &args.engine.options()?)?;
+    let engine = args.engine.options()?;
+    let both = || diff(&source(&args.a, of_a)?, &source(&args.b, of_b)?, &engine);
+    let found = settled(&args.a, is_failed_by_files, || settled(&args.b, is_failed_by_files, &both))?;
     let same = found.only_a.is_empty() && found.only_b.is_empty() && found.different.is_empty();
     if args.json {
         let paths = |paths: &[crate::keypath::KeyPath]| paths.iter().map(ToString::to_string).collect::<Vec<_>>();

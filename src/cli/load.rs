@@ -38,14 +38,16 @@ pub(super) struct Args {
 }
 
 pub(super) fn run(args: &Args, quiet: bool) -> Result<ExitCode> {
-    let checkpoint = args.source.open(quiet)?;
-    if let Some(dir) = &args.dump {
-        dump::prepare(dir)?;
-    }
-    let target = args.target.build(&checkpoint)?;
-    let engine = Engine::new(args.engine.options()?)?;
-    let job = engine.load(&checkpoint, &target)?;
-    let state = if !quiet && std::io::stderr().is_terminal() { watch(job)? } else { job.wait()? };
+    let (checkpoint, engine, state) = args.source.with(quiet, |checkpoint| {
+        if let Some(dir) = &args.dump {
+            dump::prepare(dir)?;
+        }
+        let target = args.target.build(checkpoint)?;
+        let engine = Engine::new(args.engine.options()?)?;
+        let job = engine.load(checkpoint, &target)?;
+        let state = if !quiet && std::io::stderr().is_terminal() { watch(job)? } else { job.wait()? };
+        Ok((checkpoint.clone(), engine, state))
+    })?;
     if let Some(dir) = &args.dump {
         dump::dump(&state, dir)?;
     }

@@ -23,8 +23,8 @@ pub(super) struct Args {
 }
 
 pub(super) fn run(args: &Args, quiet: bool) -> Result<ExitCode> {
-    let checkpoint = args.source.open(quiet)?;
-    let stored = checkpoint.stored_bytes()?;
+    let (checkpoint, stored) =
+        args.source.with(quiet, |checkpoint| Ok((checkpoint.clone(), checkpoint.stored_bytes()?)))?;
     let bytes = |leaf: &LeafInfo| leaf.kind.array().and_then(|array| stored[array]);
     if !quiet {
         checkpoint.notes().iter().for_each(|note| output::note(&note.to_string()));

@@ -1,6 +1,9 @@
 //! Options that several verbs share, and their validation: which checkpoint, how the work is done, devices and meshes.
 
-use std::path::PathBuf;
+use std::collections::BTreeMap;
+use std::ffi::OsString;
+use std::os::unix::fs::{DirEntryExt, MetadataExt};
+use std::path::{Path, PathBuf};
 
 use clap::{Args, ValueEnum};
 
@@ -8,7 +11,7 @@ use super::{output, rules};
 use crate::error::{Error, Result};
 use crate::io::Io;
 use crate::layout::{Description, StepChoice, StepState};
-use crate::limits::{CPU_DEVICES_MAX, ERROR_LINES_MAX, WORKERS_MAX};
+use crate::limits::{CPU_DEVICES_MAX, ERROR_LINES_MAX, STEP_GONE_RETRIES_MAX, WORKERS_MAX};
 use crate::place::gpus;
 use crate::plan::{Device, Verify};
 use crate::tree::{Checkpoint, EngineOptions, OpenOptions};
@@ -43,6 +46,42 @@ impl SourceArgs {
         }
         Ok(checkpoint)
     }
+
+    /// Opens it and does something with it, which only reads until it has succeeded; again if that fails because the step, or
+    /// all of it, was removed or replaced meanwhile.
+    pub(super) fn with<T>(&self, quiet: bool, mut work: impl FnMut(&Checkpoint) -> Result<T>) -> Result<T> {
+        settled(&self.path, is_failed_by_files, || work(&self.open(quiet)?))
+    }
+}
+
+/// Whether files that are missing or others than they should be may be why something failed.
+pub(super) fn is_failed_by_files<T>(result: &Result<T>) -> bool {
+    result.as_ref().is_err_and(Error::is_of_one_path)
+}
+
+/// What is read of a directory. If it `is_off` and another process has changed the directory meanwhile, as one does that removes
+/// a step or puts another in its place, it is read again.
+pub(super) fn settled<T>(
+    path: &Path,
+    is_off: impl Fn(&Result<T>) -> bool,
+    mut read: impl FnMut() -> Result<T>,
+) -> Result<T> {
+    let mut retries = STEP_GONE_RETRIES_MAX;
+    loop {
+        let before = entries(path);
+        let result = read();
+        if retries == 0 || !is_off(&result) || entries(path) == before {
+            return result;
+        }
+        retries -= 1;
+    }
+}
+
+/// Which directory or file is at a path, and which are in it.
+fn entries(path: &Path) -> Option<(u64, BTreeMap<OsString, u64>)> {
+    let itself = std::fs::metadata(path).ok()?.ino();
+    let entries = std::fs::read_dir(path).into_iter().flatten().flatten();
+    Some((itself, entries.map(|entry| (entry.file_name(), entry.ino())).collect()))
 }
 
 /// A number, `latest`, `best:METRIC` or `best:-METRIC`.
@@ -213,5 +252,32 @@ mod tests {
         assert_eq!(devices("tpu:0").unwrap_err().kind(), ErrorKind::Invalid);
         assert_eq!(axes("data=2, model=4").unwrap(), [("data".to_owned(), 2), ("model".to_owned(), 4)]);
         assert!(axes("data").is_err());
+    }
+
+    #[test]
+    fn what_was_replaced_while_it_was_read_is_read_again() {
+        let root = tempfile::tempdir().unwrap();
+        let (step, other) = (root.path().join("5"), root.path().join("other"));
+        let damage = || Err::<u32, Error>(Error::corrupt("a file is missing"));
+        let reads = |changes: usize, result: &dyn Fn() -> Result<u32>| {
+            std::fs::create_dir(&step).unwrap();
+            let mut tries = 0;
+            let found = settled(root.path(), is_failed_by_files, || {
+                tries += 1;
+                if tries > changes {
+                    return if changes == 0 { result() } else { Ok(7) };
+                }
+                // Another takes its name, and it goes.
+                std::fs::create_dir(&other).unwrap();
+                std::fs::remove_dir(&step).unwrap();
+                std::fs::rename(&other, &step).unwrap();
+                result()
+            });
+            std::fs::remove_dir(&step).unwrap();
+            (found.ok(), tries)
+        };
+        assert_eq!((reads(2, &damage), reads(0, &damage)), ((Some(7), 3), (None, 1)));
+        assert_eq!(reads(usize::MAX, &damage), (None, STEP_GONE_RETRIES_MAX + 1));
+        assert_eq!(reads(1, &|| Err(Error::invalid("no such item"))), (None, 1));
     }
 }

@@ -32,9 +32,9 @@ pub(super) struct Args {
 }
 
 pub(super) fn run(args: &Args, quiet: bool) -> Result<ExitCode> {
-    let checkpoint = args.source.open(quiet)?;
-    let target = args.target.build(&checkpoint)?;
-    let plan = checkpoint.plan_within(&target, args.engine.options()?.limits()?)?;
+    let plan = args.source.with(quiet, |checkpoint| {
+        checkpoint.plan_within(&args.target.build(checkpoint)?, args.engine.options()?.limits()?)
+    })?;
     let ordinals = plan.gpu_needs().into_iter().map(|need| need.ordinal);
     let capacity = Capacity {
         host_bytes: available_memory(),

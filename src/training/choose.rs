@@ -194,8 +194,8 @@ fn none_whole(shared: &Shared) -> Error {
         .lines(state.steps.iter().rev().take(ERROR_LINES_MAX).map(line))
 }
 
-/// Chooses a step and does something with it. Where the step is gone by then, because another process removed it, and any
-/// other would do, the series is looked at again.
+/// Chooses a step and does something with it. Where that fails and another process has replaced the step meanwhile, or removed it
+/// and any other would do, the series is looked at again.
 pub(super) fn with_step<T>(
     shared: &Arc<Shared>,
     which: &StepItem,
@@ -214,26 +214,35 @@ pub(super) fn with_reading<T>(
     choice: &StepChoice,
     mut work: impl FnMut(SeriesStep, Reading) -> Result<T>,
 ) -> Result<T> {
-    let mut retries = if matches!(choice, StepChoice::Number(_)) { 0 } else { STEP_GONE_RETRIES_MAX };
+    let is_named = matches!(choice, StepChoice::Number(_));
+    let mut retries = STEP_GONE_RETRIES_MAX;
     loop {
-        let step = choose(shared, choice)?;
-        let result = begin(shared, &step).and_then(|(step, reading)| work(step, reading));
+        let chosen = choose(shared, choice)?;
+        let (step, result) = match begin(shared, &chosen) {
+            Some((step, reading)) => (step.clone(), Some(work(step, reading))),
+            None => (chosen, None),
+        };
         match result {
-            Err(error) if !step.path.exists() => {
+            Some(result) if result.is_ok() || step.is_same() => return result,
+            result => {
                 shared.reload()?;
-                if retries == 0 {
-                    return Err(gone(step.step).caused_by(error));
+                if retries == 0 || (is_named && !step.path.exists()) {
+                    let why = if step.path.exists() { restless(step.step) } else { gone(step.step) };
+                    return Err(match result.and_then(Result::err) {
+                        Some(error) => why.caused_by(error),
+                        None => why,
+                    });
                 }
                 retries -= 1;
             }
-            result => return result,
         }
     }
 }
 
-fn begin(shared: &Arc<Shared>, step: &SeriesStep) -> Result<(SeriesStep, Reading)> {
-    let reading = Reading::begin(shared, &step.name).ok_or_else(|| gone(step.step))?;
+/// Begins to read a step, unless it is gone.
+fn begin(shared: &Arc<Shared>, step: &SeriesStep) -> Option<(SeriesStep, Reading)> {
+    let reading = Reading::begin(shared, &step.name)?;
     // It may have been replaced until it could be read.
     let step = shared.lock().steps.iter().find(|have| have.name == step.name).unwrap_or(step).clone();
-    Ok((step, reading))
+    Some((step, reading))
 }

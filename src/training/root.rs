@@ -2,6 +2,7 @@
 //!
 //! Everything here only reads, and never trusts a step because its neighbour is fine.
 
+use std::collections::HashMap;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
@@ -17,6 +18,7 @@ use crate::io::{Root, serve};
 use crate::layout::orbax::{checkpoint, step};
 use crate::layout::series::{self, Listed, Notes};
 use crate::layout::{Item, StepState};
+use crate::limits::STEP_GONE_RETRIES_MAX;
 use crate::need::{Asker, Machine};
 use crate::relpath::RelPath;
 use crate::tree::EngineOptions;
@@ -47,7 +49,7 @@ pub struct SeriesStep {
     pub metrics_damage: Option<String>,
     /// When it was committed, or its directory last changed.
     pub time: SystemTime,
-    /// Which directory it was; `None` if that was gone before it could be asked.
+    /// Which directory it was before it was looked at; `None` if it came later.
     pub(super) identity: Option<Identity>,
 }
 
@@ -102,6 +104,11 @@ impl SeriesStep {
         self.identity.is_some() && Identity::of(&self.path) == self.identity
     }
 
+    /// Whether a save of it is going on, or was not finished: what is in it changes.
+    fn is_unfinished(&self) -> bool {
+        is_temporary(&self.name) && self.path.exists()
+    }
+
     /// Whether the other is what was found under the same name in the same directory.
     pub(super) fn is_same_as(&self, other: &Self) -> bool {
         self.name == other.name && self.identity == other.identity
@@ -142,13 +149,28 @@ impl SeriesStep {
 /// # Errors
 /// No such directory; what cannot be read.
 pub fn steps(root: impl AsRef<Path>, data: bool, engine: &EngineOptions) -> Result<Vec<SeriesStep>> {
-    let mut steps = scan(root.as_ref(), &|_| true)?;
-    for step in steps.iter_mut().filter(|step| step.is_whole()) {
-        if let Some(reason) = step.damage(data, engine)? {
-            step.state = StepState::Incomplete(reason);
-        }
+    let root = root.as_ref();
+    let mut steps = Vec::new();
+    for step in scan(root, &|_| true)? {
+        steps.extend(looked_into(root, step, data, engine)?);
     }
     Ok(steps)
+}
+
+/// A step with what a look into it finds: `None` if it was removed meanwhile, and of one that was replaced its successor.
+fn looked_into(root: &Path, mut step: SeriesStep, data: bool, engine: &EngineOptions) -> Result<Option<SeriesStep>> {
+    for _ in 0..=STEP_GONE_RETRIES_MAX {
+        let reason = if step.is_whole() { step.damage(data, engine)? } else { None };
+        if step.is_same() || step.is_unfinished() {
+            step.state = reason.map_or(step.state, StepState::Incomplete);
+            return Ok(Some(step));
+        }
+        match scan(root, &|name| name == step.name)?.pop() {
+            Some(successor) => step = successor,
+            None => return Ok(None),
+        }
+    }
+    Ok(Some(step))
 }
 
 /// The steps whose directories have a wanted name, judged by their listings and the ends of their metadata files.
@@ -162,16 +184,61 @@ pub(super) fn scan_renamed(
     wanted: &(dyn Fn(&str) -> bool + Sync),
     renamed: &[(RelPath, String)],
 ) -> Result<Vec<SeriesStep>> {
+    let is_put_back = |name: &str| renamed.iter().any(|(dir, _)| dir.as_path() == Path::new(name));
+    let before = identities(root, &|name| wanted(name) || is_put_back(name));
+    let mut found = scan_once(root, wanted, renamed, &before)?;
+    let is_renamed = |step: &SeriesStep| renamed.iter().any(|(_, name)| *name == step.name);
+    for _ in 0..STEP_GONE_RETRIES_MAX {
+        // What was removed or replaced meanwhile may have been found without its files, and is no step that is damaged.
+        let is_settled = |step: &SeriesStep| is_renamed(step) || step.is_same() || step.is_unfinished();
+        let (same, other): (Vec<_>, Vec<_>) = found.into_iter().partition(is_settled);
+        found = same;
+        if other.is_empty() {
+            break;
+        }
+        let again = |name: &str| other.iter().any(|step| step.name == name);
+        let before = identities(root, &again);
+        found.extend(scan_once(root, &again, &[], &before)?);
+    }
+    found.sort_by(|a, b| (a.step, &a.name).cmp(&(b.step, &b.name)));
+    Ok(found)
+}
+
+/// Which directories have the wanted names now.
+fn identities(root: &Path, wanted: &(dyn Fn(&str) -> bool + Sync)) -> HashMap<String, Identity> {
+    // What cannot be listed is told by who goes on to look at it.
+    let names = std::fs::read_dir(root)
+        .into_iter()
+        .flatten()
+        .flatten()
+        .filter_map(|entry| entry.file_name().into_string().ok());
+    names
+        .filter(|name| wanted(name))
+        .filter_map(|name| Some((Identity::of(&root.join(&name))?, name)))
+        .map(|(of, name)| (name, of))
+        .collect()
+}
+
+fn scan_once(
+    root: &Path,
+    wanted: &(dyn Fn(&str) -> bool + Sync),
+    renamed: &[(RelPath, String)],
+    before: &HashMap<String, Identity>,
+) -> Result<Vec<SeriesStep>> {
     let dir = open(root)?;
     let listed = ask(&dir, |asker| async move { series::list(&asker, wanted, renamed).await })?.unwrap_or_default();
     let notes = ask(&dir, |asker| {
         let listed = &listed;
         async move { series::notes(&asker, listed).await }
     })?;
-    Ok(listed.into_iter().zip(notes).map(|(listed, notes)| record(root, listed, notes)).collect())
+    let record = |(listed, notes): (Listed, Notes)| {
+        let identity = before.get(listed.step.dir.as_path().to_str()?).copied();
+        Some(record(root, listed, notes, identity))
+    };
+    Ok(listed.into_iter().zip(notes).filter_map(record).collect())
 }
 
-fn record(root: &Path, listed: Listed, notes: Notes) -> SeriesStep {
+fn record(root: &Path, listed: Listed, notes: Notes, identity: Option<Identity>) -> SeriesStep {
     let path = root.join(listed.step.dir.as_path());
     let committed = notes.commit_ns.and_then(|ns| u64::try_from(ns).ok()).map(Duration::from_nanos);
     let changed = || std::fs::metadata(&path).and_then(|metadata| metadata.modified()).unwrap_or(UNIX_EPOCH);
@@ -182,7 +249,7 @@ fn record(root: &Path, listed: Listed, notes: Notes) -> SeriesStep {
     SeriesStep {
         step: listed.step.number,
         name: listed.step.name,
-        identity: Identity::of(&path),
+        identity,
         time: committed.map_or_else(changed, |since| UNIX_EPOCH + since),
         path,
         state,
@@ -295,4 +362,43 @@ fn size_bytes(dir: &Path) -> std::io::Result<u64> {
         total += if kind.is_dir() { size_bytes(&entry.path())? } else { entry.metadata()?.len() };
     }
     Ok(total)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    use super::*;
+    use crate::tree::Engine;
+    use crate::tree::save::{SaveOptions, Tree};
+
+    #[test]
+    fn a_step_that_is_replaced_or_removed_while_its_root_is_listed_is_no_damage() {
+        for removes in [false, true] {
+            let root = tempfile::tempdir().unwrap();
+            let engine = Engine::new(EngineOptions { threads: 1, ..EngineOptions::default() }).unwrap();
+            let save = |dir: PathBuf| {
+                engine.save(dir, &Tree::new().with("a", 1), &SaveOptions::default()).unwrap().wait().unwrap();
+            };
+            save(root.path().join("4"));
+            save(root.path().join("5"));
+            save(root.path().join("other"));
+            let asked = AtomicUsize::new(0);
+            // First it is asked which directories there are, then their names are chosen, and then they are listed.
+            let wanted = |name: &str| {
+                if name == "5" && asked.fetch_add(1, Ordering::SeqCst) == 1 {
+                    std::fs::remove_dir_all(root.path().join("5")).unwrap();
+                    if !removes {
+                        std::fs::rename(root.path().join("other"), root.path().join("5")).unwrap();
+                    }
+                }
+                name != "other"
+            };
+            let found = scan(root.path(), &wanted).unwrap();
+            assert!(asked.into_inner() > 1 && found.iter().all(SeriesStep::is_whole), "{found:?}");
+            assert!(found.iter().all(SeriesStep::is_same));
+            let numbers: Vec<u64> = found.iter().map(|step| step.step).collect();
+            assert_eq!(numbers, if removes { vec![4] } else { vec![4, 5] });
+        }
+    }
 }

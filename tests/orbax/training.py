@@ -49,11 +49,12 @@ def read_v1(root, facts):
         for checkpoint in manager.checkpoints:
             tree = manager.load(checkpoint.step, checkpointable_name=facts['item'])
             metadata = manager.metadata(checkpoint.step)
+            items = manager.load_checkpointables(checkpoint.step)
             steps[str(checkpoint.step)] = {
                 'w': np.asarray(tree['w']).tolist(), 'metrics': plain(checkpoint.metrics),
                 'custom': dict(metadata.custom_metadata or {}), 'commit_ns': metadata.commit_timestamp_nsecs,
                 'init_ns': metadata.init_timestamp_nsecs,
-                'items': sorted(manager.load_checkpointables(checkpoint.step))}
+                'items': sorted(items), 'json': items.get(facts.get('json'))}
         return {'latest': manager.latest.step, 'steps': steps,
                 'root': dict(manager.root_metadata().custom_metadata or {})}
 
@@ -61,12 +62,16 @@ def read_v1(root, facts):
 def read_v0(root, facts):
     options = v0.CheckpointManagerOptions(
         step_name_format=names(facts), read_only=True, best_fn=lambda metrics: metrics['loss'], best_mode='min')
-    with v0.CheckpointManager(root, options=options, item_names=(facts['item'],)) as manager:
+    items = (facts['item'],) + ((facts['json'],) if facts.get('json') else ())
+    with v0.CheckpointManager(root, options=options, item_names=items) as manager:
         steps = {}
         for step in manager.all_steps():
             restored = manager.restore(step, args=v0.args.Composite(**{facts['item']: v0.args.PyTreeRestore()}))
             steps[str(step)] = {'w': np.asarray(restored[facts['item']]['w']).tolist(),
                                 'metrics': plain(manager.metrics(step))}
+            if facts.get('json'):
+                args = v0.args.Composite(**{facts['json']: v0.args.JsonRestore()})
+                steps[str(step)]['json'] = manager.restore(step, args=args)[facts['json']]
         return {'latest': manager.latest_step(), 'best': manager.best_step() if facts['metrics'] else None,
                 'steps': steps, 'root': dict(manager.metadata().custom_metadata or {})}
 

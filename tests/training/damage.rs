@@ -288,6 +288,28 @@ fn a_damaged_step_stands_in_no_saves_way() {
 }
 
 #[test]
+fn both_files_of_a_json_item_count() {
+    // Orbax's v1 reads one of them and its managers the other.
+    for (file, remove) in [("data.json", false), ("metadata", false), ("data.json", true), ("metadata", true)] {
+        let root = tempfile::tempdir().unwrap();
+        let steps = Checkpointer::open(root.path(), options()).unwrap();
+        for step in 1..=2 {
+            let items =
+                [("state".to_owned(), TreeItem::from(tree(step))), ("config".to_owned(), json!({"a": 1}).into())];
+            steps.save_items(step, &items, &StepOptions::default()).unwrap();
+        }
+        let path = root.path().join("2/config").join(file);
+        if remove {
+            std::fs::remove_file(path).unwrap()
+        } else {
+            std::fs::write(path, r#"{"a":2}"#).unwrap()
+        }
+        assert_eq!(steps.latest().unwrap().unwrap().step, 1, "{file}");
+        assert!(steps.load_items(2).is_err());
+    }
+}
+
+#[test]
 fn what_is_said_of_a_step_is_not_hidden_by_an_unfinished_save_of_it() {
     let root = tempfile::tempdir().unwrap();
     let steps = Checkpointer::open(root.path(), options()).unwrap();

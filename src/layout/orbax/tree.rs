@@ -157,12 +157,11 @@ pub async fn read_json_text(ask: &Asker, item_dir: &RelPath) -> Result<(Value, B
     let paths = JSON_FILES.iter().map(|name| item_dir.join(name)).collect::<Result<Vec<_>, _>>()?;
     let mut read = files(ask, paths.iter().cloned().chain([item_dir.join(SUMS_FILE)?])).await?;
     let sums = read.pop().flatten();
-    for ((file, path), name) in read.into_iter().zip(&paths).zip(JSON_FILES) {
-        if let Some(file) = file {
-            sums::check(item_dir, sums.as_ref(), [(name, Some(&file))])?;
-            let value = json::parse(&file).map_err(|error| corrupt(&error, Some(error.offset), path))?;
-            return Ok((value, file));
-        }
+    sums::check(item_dir, sums.as_ref(), JSON_FILES.into_iter().zip(read.iter().map(Option::as_ref)))?;
+    let there = read.into_iter().zip(&paths).find_map(|(file, path)| Some((file?, path)));
+    if let Some((file, path)) = there {
+        let value = json::parse(&file).map_err(|error| corrupt(&error, Some(error.offset), path))?;
+        return Ok((value, file));
     }
     let looked_for = JSON_FILES.join(", ");
     Err(Error::not_found("the item has no JSON file")

@@ -57,11 +57,11 @@ pub(in crate::tree) fn finish_tree(
     files.finish()
 }
 
-/// A JSON item: its name, its one file, and the handler that the metadata list.
+/// A JSON item: its name, its files, and the handler that the metadata list.
 #[derive(Debug)]
 pub(in crate::tree) struct JsonItem {
     pub(in crate::tree) name: String,
-    pub(in crate::tree) file: &'static str,
+    pub(in crate::tree) files: &'static [&'static str],
     pub(in crate::tree) handler: &'static str,
     pub(in crate::tree) document: Vec<u8>,
 }
@@ -69,13 +69,11 @@ pub(in crate::tree) struct JsonItem {
 impl JsonItem {
     /// The item of this name; that of metrics is written as Orbax's managers write it.
     pub(in crate::tree) fn new(name: &str, value: &Value) -> Self {
-        let (file, handler, document) = match name {
-            checkpoint::METRICS_ITEM => {
-                (checkpoint::METRICS_ITEM, checkpoint::METRICS_HANDLER, json::metrics_to_bytes(value))
-            }
-            _ => (JSON_FILE, checkpoint::JSON_HANDLER, value.to_string().into_bytes()),
+        let (files, handler, document) = match name {
+            checkpoint::METRICS_ITEM => (METRICS_FILES, checkpoint::METRICS_HANDLER, json::metrics_to_bytes(value)),
+            _ => (JSON_FILES, checkpoint::JSON_HANDLER, value.to_string().into_bytes()),
         };
-        Self { name: name.to_owned(), file, handler, document }
+        Self { name: name.to_owned(), files, handler, document }
     }
 
     /// Writes it.
@@ -86,7 +84,9 @@ impl JsonItem {
         let dir = RelPath::new(&self.name)?;
         staged.dir(&dir)?;
         let mut files = Summed::new(staged, dir, options);
-        files.put(self.file, &self.document)?;
+        for file in self.files {
+            files.put(file, &self.document)?;
+        }
         files.finish()
     }
 }
@@ -185,5 +185,7 @@ pub(in crate::tree) fn write_database(
     staged.write(&dir.join("manifest.ocdbt")?, &database.manifest, options.sync)
 }
 
-/// The file of a JSON item.
-const JSON_FILE: &str = "data.json";
+/// The files of a JSON item: Orbax v1 reads the first, its managers the second.
+const JSON_FILES: &[&str] = &["data.json", "metadata"];
+/// The file of the metrics, under which managers and v1 alike look for it.
+const METRICS_FILES: &[&str] = &[checkpoint::METRICS_ITEM];

@@ -43,7 +43,7 @@ pub(in crate::tree) struct SaveWork {
 
 /// One item, ready to be written.
 enum Planned {
-    Tree(Item),
+    Tree(Box<Item>),
     Json(JsonItem),
 }
 
@@ -69,13 +69,13 @@ impl SaveWork {
             }
             match item {
                 TreeItem::Tree(tree) => {
-                    planned.push(Planned::Tree(Item::plan(
+                    planned.push(Planned::Tree(Box::new(Item::plan(
                         name,
                         tree,
                         (Elements::Held, inline_bytes),
                         options,
                         &mut problems,
-                    )));
+                    ))));
                 }
                 TreeItem::Json(value) => {
                     if let Err(error) = names::check_item_name(name) {
@@ -99,7 +99,7 @@ impl SaveWork {
         }
         let trees = || {
             planned.iter().filter_map(|item| match item {
-                Planned::Tree(item) => Some(item),
+                Planned::Tree(item) => Some(&**item),
                 Planned::Json(_) => None,
             })
         };

@@ -2,7 +2,8 @@
 //!
 //! `json.dumps` emits bare `NaN`, `Infinity` and `-Infinity`, which are no JSON; `{"loss": NaN}` is a real metrics file.
 //! Here each of them becomes the string of the same spelling. Of duplicate keys the last one wins, as in Python; nesting
-//! is bounded by `serde_json` (128 levels); integers beyond 64 bits become floats.
+//! is bounded by `serde_json` (128 levels); integers beyond 64 bits become floats. A program that loads and saves such values
+//! saves what they became; a conversion carries their text.
 
 use serde::de::DeserializeOwned;
 use serde_json::Value;

@@ -145,7 +145,8 @@ impl Error {
         if errors.len() < 2 {
             return errors.pop();
         }
-        let mut merged = Self::new(errors[0].kind(), format!("{} things do not fit", errors.len()));
+        let what = if errors[0].kind() == ErrorKind::Invalid { "do not fit" } else { "failed" };
+        let mut merged = Self::new(errors[0].kind(), format!("{} things {what}", errors.len()));
         merged.0.hint = errors.iter().find_map(|error| error.0.hint.clone());
         for mut error in errors {
             let lines = std::mem::take(&mut error.0.lines);

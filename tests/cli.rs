@@ -601,6 +601,12 @@ fn items_have_a_default_and_a_name() {
     let message = refused(2, &["ls", &text(&copy)]);
     assert!(["weights", "extra", "conf", "--item"].iter().all(|word| message.contains(word)), "{message}");
     ok(&["ls", &text(&copy), "--item", "weights"]);
+    // Of nothing but JSON it is said who reads that.
+    let only_json = folder.join("json/1");
+    fs::create_dir_all(only_json.join("conf")).unwrap();
+    fs::write(only_json.join("orbax.checkpoint"), "").unwrap();
+    fs::write(only_json.join("conf/data.json"), "{}").unwrap();
+    assert!(refused(2, &["ls", &text(only_json.parent().unwrap())]).contains("`load_items` of the library"));
     // JSON items are items, but no trees.
     let json_items = object(&["ls", &checkpoint("v1_json_item"), "--json"]);
     let named =

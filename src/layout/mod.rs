@@ -207,7 +207,7 @@ pub fn default_item<'a>(items: &'a [Item], wanted: Option<&str>) -> Result<&'a I
         if trees.is_empty() {
             Error::invalid("the checkpoint has no item that is a tree")
                 .found(names(&mut items.iter()))
-                .hint("items that are JSON are loaded by `load_items`")
+                .hint("items that are JSON are loaded by `load_items` of the library")
         } else {
             Error::invalid("the checkpoint has several items")
                 .found(names(&mut trees.iter().copied()))

@@ -52,7 +52,8 @@ use crate::tree::{Checkpoint, LoadedItem, Metadata, State, Target, load_items_on
 ///
 /// A step is whole if it is committed and its metadata, its manifests and every reference in them can be read; with
 /// [`verify_data`](CheckpointerOptions::verify_data) its data, too. Others are passed over, never removed by a policy, and
-/// [`steps`](Self::steps) has the reason.
+/// [`steps`](Self::steps) has the reason. One without `_CHECKPOINT_METADATA` is whole if its items are, as for Orbax's
+/// `CheckpointManager` (its `training.Checkpointer` refuses it), unless checksums tell that it had that file.
 ///
 /// **Snapshot.** What is saved is the tree as it is when the call is made: its bytes are shared and immutable.
 ///
@@ -110,7 +111,9 @@ impl Checkpointer {
         let (mut lock, mut left) = (None, Vec::new());
         if writes {
             make_root(&shared)?;
-            lock = Some(WriterLock::take(&shared.root)?);
+            let (taken, file) = WriterLock::take(&shared.root)?;
+            lock = Some(taken);
+            shared.locked.get_or_init(|| file);
             let found = Recovery::find(&shared.root, &shared.options.names)?;
             left = found.put_back(&*shared.options.save.store)?.left;
         }
@@ -156,7 +159,9 @@ impl Checkpointer {
 
     // ---------------------------------------------------------------- the series
 
-    /// The steps, by number; those that are not whole have a reason.
+    /// The steps, by number; those that are not whole have a reason. They are judged by their listings; what is damaged within a
+    /// step is told once [`latest`](Self::latest), [`best`](Self::best), a load or a removal has looked into it.
+    /// [`steps`](super::steps) of a root looks into all.
     pub fn steps(&self) -> Vec<SeriesStep> {
         self.shared.lock().steps.clone()
     }
@@ -236,9 +241,12 @@ impl Checkpointer {
     }
 
     pub(super) fn writer(&self) -> Result<&Worker> {
-        self.worker
+        let worker = self
+            .worker
             .as_ref()
-            .ok_or_else(|| Error::invalid("the series was opened read-only").at("root", self.shared.root.display()))
+            .ok_or_else(|| Error::invalid("the series was opened read-only").at("root", self.shared.root.display()))?;
+        self.shared.check_lock()?;
+        Ok(worker)
     }
 
     // ---------------------------------------------------------------- reading

@@ -6,6 +6,7 @@
 //!           the rename is durable before a file of it is gone      writer's start, or anybody, removes
 //! ```
 
+use std::io::ErrorKind::{QuotaExceeded, ReadOnlyFilesystem, StorageFull};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
@@ -60,7 +61,12 @@ pub(super) fn remove_aside(store: &dyn Store, aside: &Path) -> Result<()> {
 }
 
 fn failed(error: std::io::Error, path: &Path) -> Error {
-    Error::new(ErrorKind::Io, "cannot remove a step").at("path", path.display()).caused_by(error)
+    let what = match error.kind() {
+        StorageFull | QuotaExceeded => "cannot remove a step: no space is left on the device",
+        ReadOnlyFilesystem => "cannot remove a step: the file system is read-only",
+        _ => "cannot remove a step",
+    };
+    Error::new(ErrorKind::Io, what).at("path", path.display()).caused_by(error)
 }
 
 impl Shared {
@@ -105,6 +111,7 @@ impl Shared {
             if !self.has_whole(&stay)? {
                 break;
             }
+            self.check_lock()?;
             errors.extend(self.remove(&step, false).err());
         }
         Error::merged(errors).map_or(Ok(()), Err)

@@ -68,6 +68,11 @@ impl Identity {
         let found = std::fs::symlink_metadata(path).ok()?;
         Some(Self { device: found.dev(), inode: found.ino(), changed: (found.mtime(), found.mtime_nsec()) })
     }
+
+    /// Whether both are of one directory, whatever has changed in it.
+    pub(super) fn is_of(self, other: Self) -> bool {
+        (self.device, self.inode) == (other.device, other.inode)
+    }
 }
 
 impl SeriesStep {

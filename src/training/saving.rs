@@ -78,6 +78,9 @@ impl Checkpointer {
     /// the reason. A step of that number that is not whole is replaced once the new one is. Steps that are no longer preserved
     /// are removed after that, in the background.
     ///
+    /// A series that a `CheckpointManager` began with `args.StandardSave(..)` has the item `default`: [`save_items`](Self::save_items)
+    /// of that name goes on with it so that the manager restores these steps as it does its own.
+    ///
     /// # Errors
     /// The step exists and is not to be overwritten; leaves that cannot be saved; whatever the file system refuses. Also what
     /// failed in the background before and was not told yet: this step is saved all the same.

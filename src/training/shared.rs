@@ -3,11 +3,12 @@
 
 use std::collections::{HashMap, HashSet};
 use std::path::PathBuf;
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::SystemTime;
 
 use super::handle::Slot;
 use super::history::StepInfo;
+use super::lock::LockedFile;
 use super::options::CheckpointerOptions;
 use super::root::{SeriesStep, final_name, scan};
 use crate::error::{Error, Result};
@@ -19,6 +20,8 @@ use crate::tree::save::SaveJob;
 pub(super) struct Shared {
     pub(super) root: PathBuf,
     pub(super) options: CheckpointerOptions,
+    /// What a writer's lock is on.
+    pub(super) locked: OnceLock<LockedFile>,
     state: Mutex<State>,
     /// Looking at the root and changing it take turns, so that a late look undoes nothing.
     disk: Mutex<()>,
@@ -76,7 +79,16 @@ struct Failure {
 impl Shared {
     pub(super) fn new(root: PathBuf, options: CheckpointerOptions) -> Self {
         let (saver, loader) = (LazyEngine::default(), LazyEngine::default());
-        Self { root, options, state: Mutex::default(), disk: Mutex::default(), changed: Condvar::new(), saver, loader }
+        Self {
+            root,
+            options,
+            locked: OnceLock::new(),
+            state: Mutex::default(),
+            disk: Mutex::default(),
+            changed: Condvar::new(),
+            saver,
+            loader,
+        }
     }
 
     pub(super) fn lock(&self) -> MutexGuard<'_, State> {
@@ -86,6 +98,11 @@ impl Shared {
     /// Waits until nobody else looks at the root or changes it. Taken before the state.
     pub(super) fn disk_turn(&self) -> MutexGuard<'_, ()> {
         self.disk.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Fails if the writer's lock does not hold any more.
+    pub(super) fn check_lock(&self) -> Result<()> {
+        self.locked.get().map_or(Ok(()), LockedFile::check)
     }
 
     /// Waits for a change.

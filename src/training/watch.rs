@@ -1,11 +1,11 @@
 //! Following a root: an evaluator beside a training run.
 
-use std::collections::{BTreeMap, HashSet, VecDeque};
+use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use super::names::StepNames;
-use super::root::{SeriesStep, is_temporary, scan};
+use super::root::{Identity, SeriesStep, is_temporary, scan};
 use crate::error::{ErrorKind, Result};
 use crate::layout::orbax::step;
 use crate::limits::WATCH_INTERVAL_MS_DEFAULT;
@@ -38,13 +38,13 @@ impl Default for WatchOptions {
     }
 }
 
-/// Gives each whole step of a root once, as it appears. It only reads, and the root need not exist yet.
+/// Gives each whole step of a root once, as it appears, and one that is replaced by another once more. It only reads, and the root need not exist yet.
 #[derive(Debug)]
 pub struct Watch {
     root: PathBuf,
     options: WatchOptions,
-    /// The names that were given, or are waiting to be.
-    known: HashSet<String>,
+    /// The names that were given, or are waiting to be, and the directories that had them.
+    known: HashMap<String, Option<Identity>>,
     waiting: VecDeque<SeriesStep>,
     skipped: BTreeMap<String, String>,
 }
@@ -53,7 +53,7 @@ impl Watch {
     /// Starts to watch a root.
     pub fn new(root: impl AsRef<Path>, options: WatchOptions) -> Self {
         let root = root.as_ref().to_owned();
-        Self { root, options, known: HashSet::new(), waiting: VecDeque::new(), skipped: BTreeMap::new() }
+        Self { root, options, known: HashMap::new(), waiting: VecDeque::new(), skipped: BTreeMap::new() }
     }
 
     /// The next whole step that was not given yet, those that appear together by number. Blocks at most this long; `None` when
@@ -110,7 +110,11 @@ impl Watch {
         let wanted = |name: &str| {
             let number = options.names.as_ref().map_or_else(|| step::parse(name), |names| names.step(name));
             let after = |number: u64| options.after.is_none_or(|after| number > after);
-            !is_temporary(name) && !known.contains(name) && number.is_some_and(after)
+            let is_given = || {
+                let now = || Identity::of(&self.root.join(name));
+                known.get(name).is_some_and(|given| given.zip(now()).is_none_or(|(given, now)| given.is_of(now)))
+            };
+            !is_temporary(name) && number.is_some_and(after) && !is_given()
         };
         let found = match scan(&self.root, &wanted) {
             // It has not been made yet.
@@ -125,7 +129,7 @@ impl Watch {
             };
             match reason {
                 None => {
-                    self.known.insert(step.name.clone());
+                    self.known.insert(step.name.clone(), step.identity);
                     self.waiting.push_back(step);
                 }
                 Some(reason) if step.path.exists() => _ = self.skipped.insert(step.name.clone(), reason),

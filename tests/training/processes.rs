@@ -6,12 +6,12 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use touchdown::training::{
-    Checkpointer, CheckpointerOptions, PreservationPolicy, Pruning, SeriesStep, StepChoice, prune,
+    Checkpointer, CheckpointerOptions, PreservationPolicy, Pruning, SeriesStep, StepChoice, StepOptions, prune,
 };
 use touchdown::tree::save::NewArray;
 use touchdown::{ErrorKind, Tree};
 
-use crate::common::{keeping, loss, names, options, tree, whole};
+use crate::common::{gated, keeping, loss, names, options, tree, whole};
 #[cfg(feature = "cli")]
 use crate::training_loop;
 
@@ -73,6 +73,30 @@ fn child_that_saves_for_ever() {
         steps.save_async(step, &tree(step), &loss(1.0)).unwrap();
         assert!(begin.elapsed() < Duration::from_secs(60), "nobody killed it");
     }
+}
+
+#[test]
+fn a_writer_whose_lock_was_removed_changes_nothing_any_more() {
+    let root = tempfile::tempdir().unwrap();
+    let steps = Checkpointer::open(root.path(), keeping(PreservationPolicy::latest(1))).unwrap();
+    steps.save(1, &tree(1), &StepOptions::default()).unwrap();
+    let (gate, gated) = gated(keeping(PreservationPolicy::latest(1)));
+    steps.close().unwrap();
+    let steps = Checkpointer::open(root.path(), gated).unwrap();
+    gate.close();
+    let going_on = steps.save_async(2, &tree(2), &StepOptions::default()).unwrap().unwrap();
+    std::fs::remove_file(root.path().join(".touchdown-lock")).unwrap();
+    let second = Checkpointer::open(root.path(), options()).unwrap();
+    for error in [steps.save_async(3, &tree(3), &StepOptions::default()).unwrap_err(), steps.delete(1).unwrap_err()] {
+        assert!(error.kind() == ErrorKind::Busy && error.to_string().contains("lock"), "{error:?}");
+    }
+    // What was going on ends; that the other writer has a step 1 by then is not decided here.
+    gate.open();
+    going_on.wait().unwrap();
+    assert_eq!(steps.wait().unwrap_err().kind(), ErrorKind::Busy);
+    second.reload().unwrap();
+    assert_eq!(whole(&second), [1, 2]);
+    second.save(3, &tree(3), &StepOptions::default()).unwrap();
 }
 
 #[test]

@@ -6,7 +6,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use touchdown::ErrorKind;
 use touchdown::training::{Checkpointer, PreservationPolicy, StepInfo, StepOptions};
 
-use crate::common::{copy, keeping, listed, loss, spoil, tree, whole};
+use crate::common::{copy, keeping, listed, loss, options, spoil, tree, whole};
+use crate::stopping::{Operation, Watched};
 
 #[test]
 fn what_a_policy_does_not_keep_is_removed_but_never_what_is_read_or_the_only_step() {
@@ -146,4 +147,29 @@ fn retention_counts_by_the_order_of_steps() {
     }
     steps.wait().unwrap();
     assert_eq!(whole(&steps), [5, 7]);
+}
+
+#[test]
+fn what_stops_removals_is_told_by_its_name_and_how_many_failed() {
+    let root = tempfile::tempdir().unwrap();
+    let filler = Checkpointer::open(root.path(), options()).unwrap();
+    for step in 1..=3 {
+        filler.save(step, &tree(step), &StepOptions::default()).unwrap();
+    }
+    filler.close().unwrap();
+    let full = Watched::new(|operation| match operation {
+        // Steps have their numbers as names; what is saved has not yet.
+        Operation::Rename(from, _) if from.file_name().is_some_and(|name| name.len() == 1) => {
+            Err(std::io::ErrorKind::StorageFull.into())
+        }
+        _ => Ok(()),
+    });
+    let mut options = keeping(PreservationPolicy::latest(1));
+    options.save.store = Arc::new(full);
+    let steps = Checkpointer::open(root.path(), options).unwrap();
+    assert!(steps.delete(2).unwrap_err().to_string().contains("no space is left"));
+    steps.save(4, &tree(4), &StepOptions::default()).unwrap();
+    let error = steps.wait().unwrap_err();
+    assert!(error.to_string().contains("3 things failed"), "{error}");
+    assert_eq!(whole(&steps), [1, 2, 3, 4]);
 }

@@ -40,6 +40,14 @@ fn a_watch_gives_each_whole_step_once() {
     std::fs::remove_dir_all(&part).unwrap();
     std::fs::rename(root.join("5"), &part).unwrap();
     assert_eq!(watch.next(long).unwrap().map(|step| (step.step, step.name)), Some((6, "6".to_owned())));
+    // It is given again when it is another one: not when something in it has changed, but when it was replaced.
+    std::fs::write(root.join("6/note"), "").unwrap();
+    assert_eq!(watch.next(soon).unwrap(), None);
+    let aside = home.path().join("6");
+    std::fs::rename(root.join("6"), aside).unwrap();
+    std::fs::rename(root.join("1"), root.join("6")).unwrap();
+    assert_eq!(watch.next(long).unwrap().map(|step| step.step), Some(6));
+    assert_eq!(watch.next(soon).unwrap(), None);
     // One that starts late, from a step on, and one that only wants the latest.
     let mut late = Watch::new(&root, WatchOptions { after: Some(2), ..watching.clone() });
     assert_eq!((late.next(soon).unwrap().unwrap().step, late.next_latest(soon).unwrap().unwrap().step), (3, 6));

@@ -580,6 +580,15 @@ fn an_unfinished_save_is_not_opened_unless_forced() {
 }
 
 #[test]
+fn of_nothing_but_json_it_is_said_who_reads_that() {
+    let root = scratch("cli-only-json");
+    fs::create_dir_all(root.join("1/conf")).unwrap();
+    fs::write(root.join("1/orbax.checkpoint"), "").unwrap();
+    fs::write(root.join("1/conf/data.json"), "{}").unwrap();
+    assert!(refused(2, &["ls", &text(&root)]).contains("`load_items` of the library"));
+}
+
+#[test]
 fn items_have_a_default_and_a_name() {
     let several = checkpoint("v1_checkpointables");
     assert_eq!(object(&["ls", &several, "--json"])["item"], "state");
@@ -601,12 +610,6 @@ fn items_have_a_default_and_a_name() {
     let message = refused(2, &["ls", &text(&copy)]);
     assert!(["weights", "extra", "conf", "--item"].iter().all(|word| message.contains(word)), "{message}");
     ok(&["ls", &text(&copy), "--item", "weights"]);
-    // Of nothing but JSON it is said who reads that.
-    let only_json = folder.join("json/1");
-    fs::create_dir_all(only_json.join("conf")).unwrap();
-    fs::write(only_json.join("orbax.checkpoint"), "").unwrap();
-    fs::write(only_json.join("conf/data.json"), "{}").unwrap();
-    assert!(refused(2, &["ls", &text(only_json.parent().unwrap())]).contains("`load_items` of the library"));
     // JSON items are items, but no trees.
     let json_items = object(&["ls", &checkpoint("v1_json_item"), "--json"]);
     let named =

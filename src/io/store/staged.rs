@@ -117,7 +117,7 @@ impl StagedDir {
         })
     }
 
-    /// Goes on with what a saver that ended left behind: a [`Leftover`] of this target. Returns the files in it, too.
+    /// Goes on with what a saver that ended left behind: a [`Leftover`](super::Leftover) of this target. Returns the files in it, too.
     ///
     /// # Errors
     /// As [`start`](Self::start); a directory that cannot be listed, or that a living saver works on.

@@ -127,6 +127,51 @@ fn lent_device_memory_is_filled_behind_the_lenders_own_work() {
     assert_eq!(simulator.report(), "");
 }
 
+/// Saves and copies to the host see what a program's own streams were given before, and results name a stream that lives.
+#[test]
+fn what_a_program_gave_its_streams_before_is_seen() {
+    let test = "what_a_program_gave_its_streams_before_is_seen";
+    let Some(simulator) = Simulator::start(test, Machine { delay_us: 3000, ..Machine::default() }) else { return };
+    assert_eq!(touchdown::place::probe_cuda().count(), 8);
+    let dir = tempfile::tempdir().unwrap();
+    touchdown::save(
+        dir.path().join("c"),
+        &Tree::new().with("w", array(&[4096], DType::UInt8, 1)),
+        &SaveOptions::default(),
+    )
+    .unwrap();
+    let checkpoint = touchdown::open(dir.path().join("c")).unwrap();
+    let target = onto(checkpoint.target(), [Device::Cuda { ordinal: 3, logical: None }]);
+    // The engine is gone when this returns.
+    let state = touchdown::load(&checkpoint, &target).unwrap();
+    let shard = &state.array("w").unwrap().shards()[0];
+    let memory = shard.device_memory().unwrap();
+    let program = Lent::new(&simulator, 3);
+    let wait = simulator.symbol::<unsafe extern "C" fn(usize) -> u32>("cuStreamSynchronize");
+    let set = simulator.symbol::<unsafe extern "C" fn(u64, u8, usize, usize) -> u32>("cuMemsetD8Async");
+    let write = |values: std::ops::Range<u8>| {
+        for value in values {
+            // SAFETY: the driver's signature; the shard's own memory, which nobody else uses.
+            assert_eq!(unsafe { set(memory.pointer(), value, 4096, program.stream) }, 0);
+        }
+    };
+    // SAFETY: the driver's signature.
+    assert_eq!(unsafe { wait(memory.stream() as usize) }, 0, "the stream of a result lives as long as the result");
+    for round in 0..3 {
+        write(round * 10..round * 10 + 6);
+        assert_eq!(shard.to_host().unwrap()[..], [round * 10 + 5; 4096]);
+        write(100 + round * 10..106 + round * 10);
+        let path = dir.path().join(format!("{round}"));
+        touchdown::save(&path, &Tree::of(&checkpoint, &state), &SaveOptions::default()).unwrap();
+        let saved = touchdown::open(&path).unwrap();
+        let saved = touchdown::load(&saved, &saved.target()).unwrap();
+        assert_eq!(saved.array("w").unwrap().shards()[0].bytes().unwrap(), [105 + round * 10; 4096]);
+    }
+    drop(state);
+    drop(program);
+    assert_eq!(simulator.report(), "");
+}
+
 #[test]
 fn arrays_on_devices_are_loaded_into_in_place() {
     let test = "arrays_on_devices_are_loaded_into_in_place";

@@ -13,6 +13,12 @@ pub(crate) type Hold = Arc<dyn Any + Send + Sync>;
 
 /// What a device does for those who hold its memory.
 pub(crate) trait Download: std::fmt::Debug + Send + Sync {
+    /// Waits until the device has done everything that it was given, on whatever stream: downloads have one of their own.
+    ///
+    /// # Errors
+    /// A device that fails.
+    fn settle(&self) -> Result<()>;
+
     /// Copies runs of device memory, one behind the other, until there is no more room, and returns when they are here.
     ///
     /// # Errors
@@ -53,8 +59,6 @@ enum Owner {
     Destination(Hold),
     /// Of an array that is loaded into once more and keeps it.
     Array,
-    /// Nobody's: there is none.
-    Empty,
 }
 
 impl std::fmt::Debug for DeviceMemory {
@@ -87,12 +91,6 @@ impl DeviceMemory {
     #[cfg(feature = "cudarc")]
     pub(crate) fn given(pointer: u64, len: u64, stream: u64, hold: Hold) -> Self {
         Self { pointer, len, stream, owner: Owner::Destination(hold) }
-    }
-
-    /// No memory.
-    #[cfg_attr(not(feature = "cuda"), allow(dead_code, reason = "devices make it"))]
-    pub(crate) fn empty(stream: u64) -> Self {
-        Self { pointer: 0, len: 0, stream, owner: Owner::Empty }
     }
 
     /// The same memory for a load that its owner outlives.

@@ -35,7 +35,7 @@ pub fn metadata(path: impl AsRef<Path>) -> Result<Metadata> {
     open(path).map(|checkpoint| checkpoint.metadata())
 }
 
-/// Loads a target into host memory, on an engine that lives for this call.
+/// Loads a target onto its devices, host memory unless it says otherwise, on an engine that lives for this call.
 ///
 /// # Errors
 /// A target that does not fit, damage, no memory; see [`Job::wait`].
@@ -43,7 +43,7 @@ pub fn load(checkpoint: &Checkpoint, target: &Target) -> Result<State> {
     Engine::new(EngineOptions::default())?.load(checkpoint, target)?.wait()
 }
 
-/// Starts a load into host memory, on an engine that lives as long as the future. Planning and allocation happen in this
+/// Starts a load onto the target's devices, on an engine that lives as long as the future. Planning and allocation happen in this
 /// call; reading, decoding and placing on the engine's threads, so any executor will do.
 ///
 /// # Errors
@@ -183,7 +183,8 @@ pub fn save_items(path: impl AsRef<Path>, items: &[(String, TreeItem)], options:
 }
 
 /// Starts a save on an engine that lives as long as the handle. The tree is checked in this call, and its bytes are shared: the
-/// snapshot is now, and the caller may change or drop what it has at once.
+/// snapshot is now, and the caller may change or drop what it has at once. Of arrays on devices it is what stands in them until the
+/// save has ended, see [`Engine::save`].
 ///
 /// # Errors
 /// A destination that exists, or leaves that cannot be saved; everything later comes from the handle.

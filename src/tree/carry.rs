@@ -4,6 +4,7 @@
 //! arrays are a few copies and launches. Everything is sent, and waited for, before the slot is used again and before the task
 //! ends; only then are the units counted off.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Instant;
@@ -11,6 +12,7 @@ use std::time::Instant;
 use super::land::{Landing, located};
 use crate::error::{Error, Result};
 use crate::io::{Ring, Slot};
+use crate::limits::ERROR_LINES_MAX;
 use crate::place::parcel::{Carried, Counted, Parcel};
 use crate::place::{Delivery, Gpu};
 
@@ -137,7 +139,9 @@ impl<'s> Carrier<'s> {
             return Ok(());
         }
         let start = Instant::now();
-        let first = waiting.iter().flat_map(|waiting| &waiting.boxes).map(|carried| carried.shard as usize).next();
+        let plan = &self.landing.plan;
+        let shards = waiting.iter().flat_map(|waiting| &waiting.boxes).map(|carried| carried.shard as usize);
+        let leaves: BTreeSet<u32> = shards.map(|shard| plan.shards[shard].leaf).collect();
         let mut devices: Vec<(&Arc<Gpu>, Vec<Parcel<'_>>)> = Vec::new();
         let mut bytes = 0;
         for Waiting { place, gpu, boxes } in waiting {
@@ -152,15 +156,19 @@ impl<'s> Carrier<'s> {
             }
         }
         let unit = self.units.first().copied();
-        let result = deliver(&devices).and_then(|counted| self.landing.count(&counted));
+        let delivered = deliver(&devices);
         self.landing.copy.add(start, bytes);
-        let plan = &self.landing.plan;
-        result.map_err(|error| match (unit, first) {
-            (Some(unit), _) => located(error, plan, &plan.units[unit as usize]),
-            // Padding belongs to no unit.
-            (None, Some(shard)) => error.at("leaf", &plan.leaves[plan.shards[shard].leaf as usize].path),
-            (None, None) => error,
-        })
+        let counted = delivered.map_err(|error| {
+            // They are brought together: what fails concerns them all.
+            let paths = leaves.iter().map(|leaf| &plan.leaves[*leaf as usize].path);
+            match (leaves.len(), unit) {
+                (1, Some(unit)) => located(error, plan, &plan.units[unit as usize]),
+                // Padding belongs to no unit.
+                (1, None) => paths.fold(error, |error, path| error.at("leaf", path)),
+                _ => error.lines(paths.take(ERROR_LINES_MAX).map(|path| path.to_string())),
+            }
+        })?;
+        self.landing.count(&counted)
     }
 }
 

@@ -272,7 +272,9 @@ impl Engine {
     /// Saves a tree as the item `state` of a new checkpoint, where Orbax looks first. Returns once the tree is checked and the
     /// destination's temporary directory exists.
     ///
-    /// The snapshot is the call: array bytes are shared and immutable, so the caller may go on at once, and nothing is copied.
+    /// The snapshot is the call: array bytes in host memory are shared and immutable, so the caller may go on at once, and nothing
+    /// is copied. Arrays on devices are copied back while the save goes on: what their devices were given before the call is
+    /// waited for, and nobody may write to them until the save has ended.
     ///
     /// # Errors
     /// A destination that exists, leaves that cannot be saved (all of them in one error); nothing is written then. Everything
@@ -292,6 +294,7 @@ impl Engine {
         options: &SaveOptions,
     ) -> Result<SaveJob> {
         let (work, job) = SaveWork::new(path.as_ref(), items, options, self.limits.staging_bytes)?;
+        items.iter().try_for_each(|(_, item)| item.settle())?;
         self.send(Request::Save(Box::new(work)))?;
         Ok(job)
     }

@@ -84,8 +84,8 @@ impl Shard {
         self.device_memory().map(DeviceSlice::of).ok_or_else(|| self.not_on_a_device())
     }
 
-    /// The elements in host memory: shared if they are there, copied from the device otherwise. What is shared lives as long as
-    /// the state or any of these do.
+    /// The elements in host memory: shared if they are there, copied from the device otherwise, once that has done everything that
+    /// it was given. What is shared lives as long as the state or any of these do.
     ///
     /// # Errors
     /// No host memory, or a device that fails.
@@ -98,6 +98,7 @@ impl Shard {
         };
         let len = usize::try_from(memory.len()).map_err(|_| Error::bug("a shard is larger than the address space"))?;
         let mut buffer = Buffer::zeroed(len)?;
+        download.settle()?;
         #[allow(unsafe_code)]
         // SAFETY: the shard's own memory, which is complete and kept; of a caller's memory the caller has promised it.
         unsafe { download.download(&mut std::iter::once(memory.span()), &mut buffer) }?;

@@ -69,6 +69,11 @@ impl Downloader {
 }
 
 impl Download for Downloader {
+    fn settle(&self) -> Result<()> {
+        let waited = self.context.enter().and_then(|current| current.drain_all());
+        waited.map_err(|error| error.on(self.context.ordinal(), "the device does not end what it was given"))
+    }
+
     /// An event that was never recorded is reached, says the driver's manual, and so is the memory that it is asked for.
     fn reached(&self) -> Result<DeviceEvent> {
         let event =

@@ -19,7 +19,8 @@ use crate::transform::cuda::{CUBINS, Kernel, PTX};
 #[derive(Debug)]
 pub(crate) struct Gpu {
     pub(super) context: Arc<Context>,
-    pub(super) copies: Stream,
+    /// Shared by all results, which name it.
+    pub(super) copies: Arc<Stream>,
     pub(super) kernels: Stream,
     functions: [Function; Kernel::ALL.len()],
     _module: Module,
@@ -65,7 +66,7 @@ impl Gpu {
         let downloader = Arc::new(Downloader::new(Arc::clone(&context)));
         Ok(Arc::new(Self {
             context,
-            copies,
+            copies: Arc::new(copies),
             kernels,
             functions,
             _module: module,
@@ -163,19 +164,25 @@ impl Gpu {
         (self.lane_bytes.load(Ordering::Relaxed), self.locked_bytes.load(Ordering::Relaxed))
     }
 
-    /// Memory for results, which is freed with the last one that holds it, and its address.
+    /// Memory for results, which is freed with the last one that holds it, and its address. The stream that they name lives as
+    /// long.
     pub(crate) fn allocate(&self, len: usize) -> Result<(u64, Hold)> {
         let buffer = DeviceBuffer::new(&self.context, len).map_err(|error| {
             error
                 .on(self.ordinal(), "the device gives no memory for results")
                 .expected(format_args!("{len} bytes in one piece"))
         })?;
-        Ok((buffer.pointer(), Arc::new(buffer)))
+        Ok((buffer.pointer(), Arc::new((buffer, self.stream_hold()))))
     }
 
     /// The stream on which shards are written, for those who want to order work behind it.
     pub(crate) fn stream(&self) -> u64 {
         self.copies.raw()
+    }
+
+    /// What keeps that stream.
+    pub(crate) fn stream_hold(&self) -> Hold {
+        Arc::clone(&self.copies) as Hold
     }
 
     /// Who locks host memory for copies.

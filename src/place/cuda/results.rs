@@ -35,7 +35,8 @@ impl Gpu {
             }
         }
         // An empty shard has no memory.
-        let mut memory: Vec<DeviceMemory> = shards.iter().map(|_| DeviceMemory::empty(self.stream())).collect();
+        let mut memory: Vec<DeviceMemory> =
+            shards.iter().map(|_| DeviceMemory::held(0, 0, self.stream(), self.stream_hold())).collect();
         for (bytes, members) in slabs {
             let bytes = usize::try_from(bytes).map_err(|_| Error::bug("a slab is larger than the address space"))?;
             let (mut pointer, hold) =

@@ -414,6 +414,25 @@ scalars! {
     String => Text;
 }
 
+impl TreeItem {
+    /// Waits until the devices that hold arrays have done what they were given.
+    pub(in crate::tree) fn settle(&self) -> Result<()> {
+        let Self::Tree(tree) = self else { return Ok(()) };
+        let arrays = tree.leaves.iter().filter_map(|(_, leaf)| match leaf {
+            NewLeaf::Array(array) => Some(array),
+            _ => None,
+        });
+        let mut settled: Vec<&Arc<dyn Download>> = Vec::new();
+        for device in arrays.flat_map(|array| &array.parts).filter_map(|part| part.device.as_ref()) {
+            if !settled.iter().any(|have| Arc::ptr_eq(have, &device.download)) {
+                device.download.settle()?;
+                settled.push(&device.download);
+            }
+        }
+        Ok(())
+    }
+}
+
 impl NewPart {
     /// A part in host memory.
     pub fn new(region: Region, data: impl Into<Bytes>) -> Self {

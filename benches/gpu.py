@@ -10,16 +10,17 @@ simulated driver: well below 64 MiB. A libc as new as the build machine's is nee
 `run` takes these steps and goes on after one that fails:
 
   suite         the load tests on the machine's own driver and devices, the differential tests too where Python has Orbax
-  sanitizer     some of them under compute-sanitizer: memcheck, initcheck and racecheck
+  sanitizer     some of them under compute-sanitizer: memcheck and initcheck (kernels here share no memory that could race)
   safetensors   a file of `--gigabytes`, less where there is no room
   uncompressed  the same as an Orbax checkpoint without compression
   zstd          the same compressed, level 3
   small         an Orbax checkpoint of 5,000 small arrays
 
 each of the latter with `touchdown bench`, which has the rates of copies and kernels, and with loads in fresh processes, round by round
-beside the rivals that Python has: Orbax onto JAX, safetensors, fastsafetensors, InstantTensor. It writes `report.md`, with the raw
-figures beside it as JSON, into `--out`. `--steps suite,zstd` takes only those, where time is short. With `--simulated` all of it runs
-on the simulated driver, which shows that the script works and nothing about speed: the report says so.
+beside the rivals that Python has: Orbax onto JAX, safetensors, fastsafetensors, InstantTensor. It writes three files into `--out`, each
+as it goes: `report.md`, the raw figures (`figures.json`) and what the tests printed (`log.txt`). Where time is short, `--steps
+suite,zstd` takes only those, and `--limit 500` ends after so many seconds, whatever is at work then. With `--simulated` all of it runs on
+the simulated driver, which shows that the script works and nothing about speed: the report says so.
 """
 
 import argparse
@@ -44,11 +45,16 @@ FEATURES = 'cli,cudarc'
 PACK_BYTES_MAX = 64 << 20
 STEPS = ['suite', 'sanitizer', 'safetensors', 'uncompressed', 'zstd', 'small']
 SHARED_MEMORY = '/dev/shm'
+# No command begins with less time left.
+SECONDS_MIN = 5
+# A load that casts bfloat16 to float32 holds nearly twice the model, and benchmarks and lanes take some.
+GPU_SHARE = 0.42
+# 'A few dozen' launches for 5,000 small arrays.
+LAUNCHES_MAX = 48
 # What each tool looks for; the tests reach every kernel and every kind of copy.
 SANITIZERS = {
     'memcheck': ['--leak-check', 'full', '--report-api-errors', 'no'],
     'initcheck': [],
-    'racecheck': [],
 }
 SANITIZED = ['every_cast_lands', 'meshes_of_devices', 'large_boxes', 'arrays_on_devices_are_loaded_into']
 
@@ -64,7 +70,7 @@ def main():
     running.add_argument('--work', type=pathlib.Path, help='where checkpoints go (default: beside the report)')
     running.add_argument('--gigabytes', type=float, default=32, help='of each large checkpoint, in 10^9 bytes')
     running.add_argument('--rounds', type=int, default=5)
-    running.add_argument('--seconds', type=float, default=3600, help='most time of one step\'s command')
+    running.add_argument('--limit', type=float, default=7200, help='seconds after which no command begins or goes on')
     running.add_argument('--steps', default=','.join(STEPS))
     running.add_argument('--simulated', action='store_true')
     job = verbs.add_parser('rival')
@@ -150,7 +156,10 @@ class Run:
         self.failed = []
         self.goals = []
         self.report = []
+        self.figures = {}
         self.made = None
+        self.end = time.monotonic() + args.limit
+        (self.out / 'log.txt').write_text('')
         self.environment = dict(os.environ, PYTHONDONTWRITEBYTECODE='1')
         # Tests say themselves what is simulated for them.
         self.testing = self.environment | {'TOUCHDOWN_TEST_PACK': str(HERE)}
@@ -170,12 +179,13 @@ class Run:
         self.say('# Touchdown on a GPU\n')
         if self.args.simulated:
             self.say('**On the simulated driver: a rehearsal. No time or rate below says anything about a GPU.**\n')
-        self.machine()
         steps = self.args.steps.split(',')
         unknown = set(steps) - set(STEPS)
         if unknown:
             sys.exit(f'unknown steps {", ".join(sorted(unknown))}: there are {", ".join(STEPS)}')
-        for step in steps:
+        for step in ['machine', *steps]:
+            if self.failed and step != 'machine' and 'machine' not in self.figures:
+                break
             begun = time.time()
             try:
                 getattr(self, step)()
@@ -184,9 +194,10 @@ class Run:
             self.say(f'\n({step}: {time.time() - begun:.0f} s)\n')
         if self.goals:
             self.keep('goals', self.goals)
-            reached = lambda value, least: 'yes' if value >= least else 'no'
-            rows = [(goal, f'{value:.2f}', f'{least:.2f}', reached(value, least)) for goal, value, least in self.goals]
-            self.say('## Goals\n\n' + table(['', 'found', 'wanted at least', 'reached'], rows) + '\n')
+            reached = {'least': lambda value, bound: value >= bound, 'most': lambda value, bound: value <= bound}
+            rows = [(goal, f'{value:.2f}', f'at {sense} {bound:g}', 'yes' if reached[sense](value, bound) else 'no')
+                    for goal, value, sense, bound in self.goals]
+            self.say('## Goals\n\n' + table(['', 'found', 'wanted', 'reached'], rows) + '\n')
         self.say('## Outcome\n')
         self.say('\n'.join(f'- FAILED {line}' for line in self.failed) or 'Everything that ran succeeded.')
         self.say(f'\nStarted {started:%Y-%m-%d %H:%M} UTC.')
@@ -204,22 +215,28 @@ class Run:
         self.say(f'**{what} failed: {why}**\n')
 
     def keep(self, name, figures):
-        (self.out / f'{name}.json').write_text(json.dumps(figures, indent=1) + '\n')
+        self.figures[name] = figures
+        (self.out / 'figures.json').write_text(json.dumps(self.figures, indent=1) + '\n')
 
-    def test(self, command, log):
-        """Runs tests with their output in a file; the exit code, and the output."""
-        path = self.out / f'{log}.log'
-        with open(path, 'w') as file:
+    def test(self, command, what):
+        """Runs tests; the exit code, and what they printed, which goes to the log."""
+        with tempfile.TemporaryFile() as file:
             try:
-                done = self.process(command, self.testing, file, subprocess.STDOUT)
-                code = done.returncode
+                code = self.process(command, self.testing, file, subprocess.STDOUT).returncode
             except subprocess.TimeoutExpired:
-                code = f'none within {self.args.seconds:.0f} s'
-        return code, path.read_text(errors='replace')
+                code = 'none in time'
+            file.seek(0)
+            text = file.read().decode(errors='replace')
+        with open(self.out / 'log.txt', 'a') as log:
+            log.write(f'======== {what}: exit {code}\n{text}\n')
+        return code, text
 
     def process(self, command, environment, stdout, stderr):
+        left = self.end - time.monotonic()
+        if left < SECONDS_MIN:
+            raise RuntimeError('not run: the limit of time is reached')
         return subprocess.run([str(word) for word in command], stdout=stdout, stderr=stderr, stdin=subprocess.DEVNULL,
-                              env=environment, timeout=self.args.seconds, cwd=self.work)
+                              env=environment, timeout=left, cwd=self.work)
 
     def json(self, command):
         """What a command prints as JSON, and its whole time."""
@@ -240,7 +257,6 @@ class Run:
         cards = said(query).splitlines() if shutil.which('nvidia-smi') and not self.args.simulated else []
         versions = {name: version(name) for name in ['jax', 'orbax-checkpoint', 'torch', *list(MODULES)[1:]]}
         facts |= {'doctor': doctor, 'cards': cards, 'python': versions, 'kernel': platform.release()}
-        self.keep('machine', facts)
         rows = [
             ('commit', facts['commit'] + (', with changes' if facts['changed'] else '')),
             ('devices', '; '.join(cards) or doctor['cuda']['detail']),
@@ -253,20 +269,21 @@ class Run:
         ]
         self.say(table(['', ''], rows))
         if doctor['cuda']['state'] != 'devices':
-            sys.exit(f'no usable device: {doctor["cuda"]["detail"]}')
+            raise RuntimeError(f'no usable device: {doctor["cuda"]["detail"]}')
+        self.keep('machine', facts)
 
     # ------------------------------------------------------------ correctness
 
     def suite(self):
         rows = []
         for name in TESTS:
-            code, text = self.test([HERE / 'bin' / name], f'suite-{name}')
+            code, text = self.test([HERE / 'bin' / name], f'suite {name}')
             passed = sum(int(count) for count in re.findall(r'(\d+) passed', text))
             skipped = [line for line in text.splitlines() if line.startswith('skipped (')]
             wrong = re.findall(r'^test (\S+) .*FAILED', text, re.M)
             rows.append((name, passed, len(skipped), ', '.join(wrong) or ('none' if code == 0 else f'exit {code}')))
             if code != 0:
-                self.fail(f'suite {name}', f'exit {code}; see suite-{name}.log')
+                self.fail(f'suite {name}', f'exit {code}; see log.txt')
         self.keep('suite', rows)
         self.say('## Load tests\n\n' + table(['binary', 'tests passed', 'parts skipped', 'failed'], rows))
 
@@ -281,12 +298,12 @@ class Run:
         for kind, options in SANITIZERS.items():
             for name in ['cuda', 'cuda_memory']:
                 command = [tool, '--tool', kind, '--error-exitcode', '99', *options, HERE / 'bin' / name, *SANITIZED]
-                code, text = self.test(command, f'sanitizer-{kind}-{name}')
+                code, text = self.test(command, f'{kind} of {name}')
                 summary = re.findall(r'=+ ((?:ERROR|LEAK|RACECHECK) SUMMARY.*)', text)
                 passed = sum(int(count) for count in re.findall(r'(\d+) passed', text))
                 rows.append((kind, name, passed, '; '.join(summary) or 'no summary'))
                 if code != 0:
-                    self.fail(f'{kind} of {name}', f'exit {code}; see sanitizer-{kind}-{name}.log')
+                    self.fail(f'{kind} of {name}', f'exit {code}; see log.txt')
         self.keep('sanitizer', rows)
         self.say(table(['tool', 'binary', 'tests passed', 'summary'], rows))
 
@@ -294,7 +311,7 @@ class Run:
 
     def safetensors(self):
         found, points = self.checkpoint('safetensors', self.model(), ['safetensors', 'fastsafetensors', 'instanttensor'])
-        self.goals += [(f'{row["name"]}: share of the copy on the device', row['of_copy_on_the_device'], 0.8)
+        self.goals += [(f'{row["name"]}: share of the copy on the device', row['of_copy_on_the_device'], 'least', 0.8)
                        for device in found['devices'] for row in device['measured'][2:]]
         self.goals += against(points, {'safetensors': 1, 'fastsafetensors': 1, 'instanttensor': 1})
 
@@ -306,36 +323,39 @@ class Run:
         self.orbax('zstd level 3', 'zstd:3', lambda rates: rates['decode, all cores'], 'decoding on all cores')
 
     def orbax(self, title, compression, bound, said_bound):
-        path = self.work / 'orbax'
-        self.json([self.program, 'convert', self.model(), path, '--to', 'orbax', '--compression', compression, '--json'])
-        found, points = self.checkpoint(f'Orbax, {title}', path, ['orbax'])
+        source = self.model()
+        with tempfile.TemporaryDirectory(dir=source.parent) as folder:
+            path = pathlib.Path(folder) / 'orbax'
+            self.json([self.program, 'convert', source, path, '--to', 'orbax', '--compression', compression, '--json'])
+            found, points = self.checkpoint(f'Orbax, {title}', path, ['orbax'])
         rates = {row['name']: row['gb_per_second'] for row in found['machine'] + found['devices'][0]['measured']}
         loaded = found['loads'][0]['gb_per_second']
-        self.goals.append((f'Orbax, {title}, warm engine: share of {said_bound}', loaded / bound(rates), 0.8))
+        self.goals.append((f'Orbax, {title}, warm engine: share of {said_bound}', loaded / bound(rates), 'least', 0.8))
         self.goals += against(points, {'orbax': 3})
-        shutil.rmtree(path)
 
     def small(self):
-        path, leaves = self.work / 'small.safetensors', self.work / 'small'
-        write_small(path)
-        self.json([self.program, 'convert', path, leaves, '--to', 'orbax', '--json'])
-        _, points = self.checkpoint('Orbax, 5,000 small arrays', leaves, ['orbax'])
+        with tempfile.TemporaryDirectory(dir=self.work) as folder:
+            path, leaves = pathlib.Path(folder) / 'small.safetensors', pathlib.Path(folder) / 'small'
+            write_small(path)
+            self.json([self.program, 'convert', path, leaves, '--to', 'orbax', '--json'])
+            found, points = self.checkpoint('Orbax, 5,000 small arrays', leaves, ['orbax'])
+        self.goals += [(f'5,000 small arrays, {row["name"]}: launches', row['launches'], 'most', LAUNCHES_MAX)
+                       for row in found['loads']]
         self.goals += against(points, {'orbax': 3})
 
     def model(self):
-        """The large file, made when first needed; in memory where that leaves the disk to what is made of it."""
+        """The large file, made when first needed: in memory if that holds a checkpoint of the same size beside it."""
         if self.made is None:
-            wanted, disk, memory = int(self.args.gigabytes * 1e9), shutil.disk_usage(self.work).free, memory_available()
-            # File, checkpoint and results are all to be in memory, beside what is at work.
-            apart = min(disk * 90 // 100, shutil.disk_usage(SHARED_MEMORY).free * 90 // 100, memory * 30 // 100)
-            beside = min(disk * 45 // 100, memory * 35 // 100)
-            folder = pathlib.Path(tempfile.mkdtemp(dir=SHARED_MEMORY if apart > beside else self.work))
+            shared = min(shutil.disk_usage(SHARED_MEMORY).free, memory_available() * 7 // 10)
+            disk = shutil.disk_usage(self.work).free
+            folder = pathlib.Path(tempfile.mkdtemp(dir=SHARED_MEMORY if shared > disk else self.work))
             atexit.register(shutil.rmtree, folder, ignore_errors=True)
-            size = min(wanted, max(apart, beside), self.gpu_memory() * 80 // 100)
+            wanted = int(self.args.gigabytes * 1e9)
+            size = min(wanted, max(shared, disk) * 45 // 100, int(self.gpu_memory() * GPU_SHARE))
             self.made = folder / 'model.safetensors'
             arrays = write_model(self.made, size)
-            self.say(f'The large file has {arrays} arrays, {self.made.stat().st_size / 1e9:.2f} GB: layers of bfloat16 and a '
-                     f'float32 embedding, normally distributed. {wanted / 1e9:.2f} GB were wanted.\n')
+            self.say(f'The large file has {arrays} arrays, {self.made.stat().st_size / 1e9:.2f} GB, in {folder}: layers of bfloat16 and '
+                     f'a float32 embedding, normally distributed. {wanted / 1e9:.2f} GB were wanted.\n')
         return self.made
 
     def gpu_memory(self):
@@ -571,7 +591,7 @@ def middle(points, loader, figure):
 
 def against(points, factors):
     """How many times as long rivals take, and how many times it should be."""
-    return [(f'{loader}: its time in ours', middle(points, loader, 'call') / middle(points, 'touchdown', 'call'), factor)
+    return [(f'{loader}: its time in ours', middle(points, loader, 'call') / middle(points, 'touchdown', 'call'), 'least', factor)
             for loader, factor in factors.items() if points.get(loader) and points['touchdown']]
 
 

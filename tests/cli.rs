@@ -829,6 +829,7 @@ fn load_reports_every_field_and_plan_agrees() {
                 ("bytes_unverified", "number"),
                 ("peak_host_bytes", "number"),
                 ("peak_device_bytes", "number"),
+                ("launches", "number"),
                 ("leaves", "number"),
                 ("lossy", "object"),
                 ("skipped", "list"),

@@ -151,6 +151,7 @@ fn five_thousand_small_arrays_are_a_few_dozen_launches() {
     let (launches, copies) = (simulator.count("cuLaunchKernel"), simulator.count("cuMemcpyHtoDAsync_v2"));
     println!("5000 arrays in {launches} launches and {copies} copies");
     assert!(launches <= 36 && copies <= 36, "{launches} launches, {copies} copies");
+    assert_eq!(got.report().launches, launches);
     // One slab, and tables and staging for each of the two workers that had anything to do.
     let allocations = simulator.count("cuMemAlloc_v2");
     assert!(matches!(allocations, 3 | 5), "{allocations} allocations");

@@ -85,6 +85,7 @@ fn document(found: &Bench) -> Json {
             "peak_host_bytes": report.peak_host_bytes,
             "peak_device_bytes": report.peak_device_bytes,
             "requests": report.requests,
+            "launches": report.launches,
             "stages": {"read": stage(&report.stages.read), "decode": stage(&report.stages.decode), "transform": stage(&report.stages.transform), "copy": stage(&report.stages.copy)},
             "limit_seconds": load.limit.as_secs_f64(),
             "limited_by": load.limited_by,

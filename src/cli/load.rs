@@ -98,6 +98,7 @@ fn document(state: &State, report: &Report, startup: DeviceStartup) -> Json {
         "bytes_unverified": report.bytes_unverified,
         "peak_host_bytes": report.peak_host_bytes,
         "peak_device_bytes": report.peak_device_bytes,
+        "launches": report.launches,
         "leaves": state.leaves().len(),
         "lossy": report.lossy,
         "skipped": paths(&report.skipped),

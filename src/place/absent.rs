@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::parcel::{Counted, Parcel, Span};
+use super::parcel::{Delivered, Parcel, Span};
 use super::{DeviceMemory, Download, Rate, ShardSpec};
 use crate::error::{Error, ErrorKind, Result};
 use crate::io::Pinner;
@@ -102,7 +102,7 @@ fn not_built(ordinal: u32) -> Error {
 }
 
 impl Delivery<'_> {
-    pub(crate) fn finish(self) -> Result<Vec<Counted>> {
+    pub(crate) fn finish(self) -> Result<Delivered> {
         match *self.0 {}
     }
 }

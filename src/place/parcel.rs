@@ -38,6 +38,15 @@ pub(crate) struct Span {
     pub(crate) len: u64,
 }
 
+/// What a device has done for one batch.
+#[derive(Debug, Default)]
+pub(crate) struct Delivered {
+    /// What was counted, several times for a shard if it comes in several launches.
+    pub(crate) counted: Vec<Counted>,
+    /// Kernels launched.
+    pub(crate) launches: u64,
+}
+
 /// What was counted for a shard.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Counted {

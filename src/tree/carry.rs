@@ -13,7 +13,7 @@ use super::land::{Landing, located};
 use crate::error::{Error, Result};
 use crate::io::{Ring, Slot};
 use crate::limits::ERROR_LINES_MAX;
-use crate::place::parcel::{Carried, Counted, Parcel};
+use crate::place::parcel::{Carried, Counted, Delivered, Parcel};
 use crate::place::{Delivery, Gpu};
 
 /// Bytes of a unit that somebody else holds: where they begin in that memory, and how many they are.
@@ -158,7 +158,7 @@ impl<'s> Carrier<'s> {
         let unit = self.units.first().copied();
         let delivered = deliver(&devices);
         self.landing.copy.add(start, bytes);
-        let counted = delivered.map_err(|error| {
+        let Delivered { counted, launches } = delivered.map_err(|error| {
             // They are brought together: what fails concerns them all.
             let paths = leaves.iter().map(|leaf| &plan.leaves[*leaf as usize].path);
             match (leaves.len(), unit) {
@@ -168,12 +168,13 @@ impl<'s> Carrier<'s> {
                 _ => error.lines(paths.take(ERROR_LINES_MAX).map(|path| path.to_string())),
             }
         })?;
+        self.landing.launches.fetch_add(launches, Ordering::Relaxed);
         self.landing.count(&counted)
     }
 }
 
 /// Gives every device its parcels, then waits for all of them.
-fn deliver(devices: &[(&Arc<Gpu>, Vec<Parcel<'_>>)]) -> Result<Vec<Counted>> {
+fn deliver(devices: &[(&Arc<Gpu>, Vec<Parcel<'_>>)]) -> Result<Delivered> {
     let mut deliveries: Vec<Delivery<'_>> = Vec::with_capacity(devices.len());
     for (gpu, parcels) in devices {
         #[allow(unsafe_code)]
@@ -181,11 +182,13 @@ fn deliver(devices: &[(&Arc<Gpu>, Vec<Parcel<'_>>)]) -> Result<Vec<Counted>> {
         // memory of the load's shards, which its landing keeps, and placements of a plan are disjoint.
         deliveries.push(unsafe { gpu.start(parcels) }?);
     }
-    let mut counted = Vec::new();
+    let mut all = Delivered::default();
     for delivery in deliveries {
-        counted.extend(delivery.finish()?);
+        let Delivered { counted, launches } = delivery.finish()?;
+        all.counted.extend(counted);
+        all.launches += launches;
     }
-    Ok(counted)
+    Ok(all)
 }
 
 impl Landing {

@@ -39,6 +39,8 @@ pub(super) struct Landing {
     blank: Vec<bool>,
     /// Lossy elements of every leaf.
     pub(super) lossy: Vec<AtomicU64>,
+    /// Kernels launched on devices.
+    pub(super) launches: AtomicU64,
     /// Time and bytes of decoding, of transforming in host memory, and of bringing to devices.
     pub(super) decode: StageCount,
     pub(super) transform: StageCount,
@@ -95,6 +97,7 @@ impl Landing {
             targets,
             pending: pending.into_iter().map(AtomicU64::new).collect(),
             lossy: plan.leaves.iter().map(|_| AtomicU64::new(0)).collect(),
+            launches: AtomicU64::new(0),
             decode: StageCount::default(),
             transform: StageCount::default(),
             copy: StageCount::default(),

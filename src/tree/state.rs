@@ -78,6 +78,8 @@ pub struct Report {
     pub peak_device_bytes: u64,
     /// Requests made.
     pub requests: u64,
+    /// Kernels launched on GPUs.
+    pub launches: u64,
     /// Lossy elements of every leaf that has any.
     pub lossy: BTreeMap<String, u64>,
     /// Leaves of the checkpoint that the target leaves out.

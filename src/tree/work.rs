@@ -199,6 +199,7 @@ impl Work {
             peak_host_bytes: plan.result_bytes() + done.staging_peak_bytes + scratch + locked,
             peak_device_bytes: plan.gpu_bytes().iter().map(|(_, bytes)| bytes).sum::<u64>() + staged,
             requests: done.requests,
+            launches: self.landing.launches.load(Ordering::Relaxed),
             lossy: lossy.filter(|(_, count)| *count > 0).collect(),
             skipped: self.skipped.clone(),
             missing: self.missing.clone(),

@@ -12,7 +12,7 @@ use super::gpu::Gpu;
 use super::lane::{Lane, STAGING_ALIGN, TABLE_BYTES};
 use crate::error::{Error, Result};
 use crate::limits::{GATHER_COPIES_MIN, GATHER_COPY_BYTES, KERNEL_RANK_MAX, LAUNCH_BOXES_MAX, PACK_BYTES};
-use crate::place::parcel::{Carried, Counted, Parcel, Span};
+use crate::place::parcel::{Carried, Counted, Delivered, Parcel, Span};
 use crate::plan::Slabs;
 use crate::plan::route::{Route, Rows};
 use crate::shape::strides;
@@ -35,7 +35,7 @@ pub(crate) struct Delivery<'g> {
     launched: Vec<u32>,
     /// Whether anything was given to the streams since they were waited for.
     at_work: bool,
-    counted: Vec<Counted>,
+    done: Delivered,
 }
 
 /// A staged box.
@@ -49,17 +49,17 @@ struct Queued {
 
 impl<'g> Delivery<'g> {
     pub(super) fn new(gpu: &'g Gpu, lane: Lane) -> Self {
-        let (queued, launched, counted) = Default::default();
-        Self { gpu, lane: Some(lane), staged: 0, packed: 0, queued, launched, at_work: false, counted }
+        let (queued, launched, done) = Default::default();
+        Self { gpu, lane: Some(lane), staged: 0, packed: 0, queued, launched, at_work: false, done }
     }
 
-    /// Waits until everything is where it belongs; what was counted on the way.
+    /// Waits until everything is where it belongs; what was done and counted on the way.
     ///
     /// # Errors
     /// A device that fails.
-    pub(crate) fn finish(mut self) -> Result<Vec<Counted>> {
+    pub(crate) fn finish(mut self) -> Result<Delivered> {
         self.wait().map_err(|error| self.gpu.failed(error))?;
-        Ok(std::mem::take(&mut self.counted))
+        Ok(std::mem::take(&mut self.done))
     }
 
     /// Gives parcels to the streams.
@@ -181,7 +181,7 @@ impl<'g> Delivery<'g> {
             let start = room.as_ptr();
             self.packed = (at + len).next_multiple_of(STAGING_ALIGN).min(PACK_BYTES);
             if lossy > 0 {
-                self.counted.push(Counted { shard: carried.shard, lossy, invalid: 0 });
+                self.done.counted.push(Counted { shard: carried.shard, lossy, invalid: 0 });
             }
             let pointer = self.send_from(start, len)?;
             let there = Op {
@@ -309,6 +309,7 @@ impl<'g> Delivery<'g> {
             current.wait_on(&gpu.kernels, &lane.copied)?;
             for (function, blocks, arguments) in calls {
                 current.launch(function, (blocks, THREADS), arguments, &gpu.kernels)?;
+                self.done.launches += 1;
             }
             current.download(lane.host_tables[TABLE_BYTES..].as_mut_ptr(), tables, results, &gpu.kernels)
         }
@@ -336,7 +337,7 @@ impl<'g> Delivery<'g> {
         let results = &lane.host_tables[TABLE_BYTES..][..self.launched.len() * size_of::<Tally>()];
         let tallies: &[Tally] = bytemuck::try_cast_slice(results).unwrap_or_default();
         for (shard, Tally { lossy, invalid }) in self.launched.drain(..).zip(tallies) {
-            self.counted.push(Counted { shard, lossy: *lossy, invalid: *invalid });
+            self.done.counted.push(Counted { shard, lossy: *lossy, invalid: *invalid });
         }
         Ok(())
     }

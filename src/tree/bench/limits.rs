@@ -26,7 +26,7 @@ pub(super) struct Machine {
     files: Vec<OpenFile>,
     /// File, offset and length of reads, none longer than [`PIECE`].
     ranges: Vec<Range>,
-    units: Vec<(Unit, usize)>,
+    units: Vec<Encoded>,
     chains: Vec<Chain>,
     result_bytes: usize,
     workers: usize,
@@ -39,6 +39,15 @@ pub(super) struct Machine {
     all: Vec<Sample>,
     fill: Vec<Sample>,
     copy: Vec<Sample>,
+}
+
+/// A unit that is decoded.
+struct Encoded {
+    unit: Unit,
+    /// Of the plan; it says which chain decodes the unit.
+    array: usize,
+    /// Whether one core decodes it, too.
+    alone: bool,
 }
 
 /// How the units of an array are decoded.
@@ -73,7 +82,13 @@ impl Machine {
             let stored = matches!(unit.source, Source::File { .. }) && unit.whole;
             stored && !chains[unit.array as usize].codecs.is_empty()
         };
-        let units = plan.units.iter().filter(encoded).map(|unit| (unit.clone(), unit.array as usize)).collect();
+        let mut units: Vec<Encoded> = plan
+            .units
+            .iter()
+            .filter(encoded)
+            .map(|unit| Encoded { unit: unit.clone(), array: unit.array as usize, alone: false })
+            .collect();
+        choose_alone(&mut units);
         let pool = ThreadPoolBuilder::new()
             .num_threads(workers)
             .build()
@@ -207,11 +222,11 @@ impl Machine {
         Ok(None)
     }
 
-    /// Decodes every encoded unit, on one core and on all, a group of them at a time so that their bytes fit in memory; and the
-    /// longest that one took.
+    /// Decodes every encoded unit on all cores, and a share of them on one, a group of them at a time so that their bytes fit in
+    /// memory; and the longest that one took.
     fn decode(&self) -> Result<(Option<Sample>, Option<Sample>, Duration)> {
         let (mut one, mut all, mut largest) = (Sample::default(), Sample::default(), Duration::ZERO);
-        let scratch = self.units.iter().map(|(unit, _)| unit.decoded_bytes).max().unwrap_or(0);
+        let scratch = self.units.iter().map(|encoded| encoded.unit.decoded_bytes).max().unwrap_or(0);
         let scratch = usize::try_from(scratch).unwrap_or(usize::MAX);
         let mut own = Buffer::zeroed(scratch)?;
         own.fill(1);
@@ -219,21 +234,23 @@ impl Machine {
         while !rest.is_empty() {
             let mut group = Vec::new();
             let mut held = 0;
-            while let Some(((unit, array), after)) = rest.split_first()
-                && (held == 0 || held + unit.stored_bytes() <= GROUP_BYTES)
+            while let Some((encoded, after)) = rest.split_first()
+                && (held == 0 || held + encoded.unit.stored_bytes() <= GROUP_BYTES)
             {
-                held += unit.stored_bytes();
-                group.push((unit, &self.chains[*array], self.stored(unit)?));
+                held += encoded.unit.stored_bytes();
+                group.push((encoded, &self.chains[encoded.array], self.stored(&encoded.unit)?));
                 rest = after;
             }
-            let bytes: u64 = group.iter().map(|(unit, ..)| unit.decoded_bytes).sum();
             let clock = Clock::start();
-            for (unit, chain, stored) in &group {
+            let mut bytes = 0;
+            for (Encoded { unit, .. }, chain, stored) in group.iter().filter(|(encoded, ..)| encoded.alone) {
                 let start = Instant::now();
                 decode_unit(unit, chain, stored, &mut own)?;
                 largest = largest.max(start.elapsed());
+                bytes += unit.decoded_bytes;
             }
             add(&mut one, &clock.stop(bytes));
+            let bytes: u64 = group.iter().map(|(encoded, ..)| encoded.unit.decoded_bytes).sum();
             let buffers = || {
                 let mut buffer = Buffer::zeroed(scratch)?;
                 buffer.fill(1);
@@ -244,7 +261,7 @@ impl Machine {
                 let buffers: Vec<std::sync::Mutex<Buffer>> =
                     (0..self.workers).map(|_| buffers().map(std::sync::Mutex::new)).collect::<Result<_>>()?;
                 let clock = Clock::start();
-                group.par_iter().try_for_each(|(unit, chain, stored)| {
+                group.par_iter().try_for_each(|(Encoded { unit, .. }, chain, stored)| {
                     let worker = rayon::current_thread_index().unwrap_or(0);
                     let mut buffer = buffers[worker].lock().unwrap_or_else(std::sync::PoisonError::into_inner);
                     decode_unit(unit, chain, stored, &mut buffer)
@@ -334,6 +351,16 @@ impl Machine {
     }
 }
 
+/// One core decodes so many units, evenly distributed, and the largest one.
+fn choose_alone(units: &mut [Encoded]) {
+    let all: u64 = units.iter().map(|encoded| encoded.unit.decoded_bytes).sum();
+    let every = usize::try_from(all.div_ceil(ALONE_BYTES)).unwrap_or(usize::MAX).max(1);
+    units.iter_mut().step_by(every).for_each(|encoded| encoded.alone = true);
+    if let Some(largest) = units.iter_mut().max_by_key(|encoded| encoded.unit.decoded_bytes) {
+        largest.alone = true;
+    }
+}
+
 fn decode_unit(unit: &Unit, chain: &Chain, stored: &[u8], out: &mut [u8]) -> Result<()> {
     let stored = match (unit.indexed, chain.single) {
         (true, Some(single)) => match inner_chunk(stored, single)? {
@@ -365,6 +392,9 @@ fn cached(_: &OpenFile) -> Option<u64> {
 
 /// Bytes of one read: where reads reach full speed.
 const PIECE: usize = 4 << 20;
+
+/// About how many decoded bytes one core is measured with, so that large checkpoints do not take minutes.
+const ALONE_BYTES: u64 = 1 << 30;
 
 /// Encoded bytes that are held in memory at once while they are decoded.
 const GROUP_BYTES: u64 = 256 << 20;

@@ -384,7 +384,7 @@ class Run:
         return found, self.beside(name, path, device, rivals)
 
     def beside(self, name, path, device, rivals):
-        """Fresh processes, round by round; the first round warms the files and does not count."""
+        """Fresh processes, round by round. The files are warm: the benchmark has read them."""
         # Without a GPU JAX has its processor to rehearse with.
         rehearsed = ['orbax'] if self.args.simulated else rivals
         here = [rival for rival in rivals if rival in rehearsed and importable(MODULES[rival])]
@@ -393,7 +393,7 @@ class Run:
         script = pathlib.Path(__file__).absolute()
         loaders |= {rival: [sys.executable, script, 'rival', rival, path, *any_device] for rival in here}
         points = {loader: [] for loader in loaders}
-        for number in range(self.args.rounds + 1):
+        for _ in range(self.args.rounds):
             for loader, command in list(loaders.items()):
                 try:
                     said, process = self.json(command)
@@ -401,8 +401,7 @@ class Run:
                     self.fail(f'{loader} on {name}', error)
                     del loaders[loader]
                     continue
-                if number > 0:
-                    points[loader].append({'call': said['seconds'], 'process': process})
+                points[loader].append({'call': said['seconds'], 'process': process})
         self.keep(f'processes-{name}', points)
         ours = middle(points, 'touchdown', 'call') if points['touchdown'] else float('nan')
         rows = []

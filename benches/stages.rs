@@ -15,7 +15,7 @@ use std::time::Instant;
 
 use touchdown::encode::{Checksums, Encoder};
 use touchdown::io::{self, Io, ReadAt, Reader, Ring, Root, Ticket};
-use touchdown::limits::READER_THREADS_DEFAULT;
+use touchdown::limits::READER_THREADS_MIN;
 use touchdown::relpath::RelPath;
 use touchdown::transform::cpu::{SharedBytes, convert, execute};
 use touchdown::transform::{Convert, Op};
@@ -104,7 +104,7 @@ fn main() {
 
     let dir = tempfile::tempdir().unwrap();
     std::fs::write(dir.path().join("f"), &weights).unwrap();
-    for (io, threads) in [(Io::Pread, 1), (Io::Pread, 2), (Io::Pread, READER_THREADS_DEFAULT), (Io::Uring, 1)] {
+    for (io, threads) in [(Io::Pread, 1), (Io::Pread, 2), (Io::Pread, READER_THREADS_MIN), (Io::Uring, 1)] {
         match io::reader(io, threads) {
             Ok(mut reader) => {
                 let ring = Ring::new(PIECE);

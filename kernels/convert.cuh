@@ -143,23 +143,39 @@ DEVICE u64 encode_float(u64 bits, Format format, bool* lossy) {
     return bits >> 63 && !signless ? code ^ sign : code;
 }
 
-// f32 bits to float16, ties to even: as encode_float, in 32 bits.
-DEVICE u64 encode_float16(u32 bits, bool* lossy) {
-    const u32 magnitude = bits & 0x7FFFFFFFu;
-    const u32 past_max = 0x477FF000u;  // 65520, the middle between the largest finite value and the next step
-    const u32 exponent = magnitude >> 23;
-    u32 code;
-    if (magnitude >= past_max) {
-        code = magnitude > F32_INFINITY ? 0x7E00 : 0x7C00;
-    } else if (exponent >= 127 - 14) {
-        code = ((magnitude + 0xFFF + (magnitude >> 13 & 1)) >> 13) - ((127 - 15) << 10);
-    } else if (exponent >= 127 - 25) {
-        code = static_cast<u32>(round_shift((magnitude & 0x7FFFFFu) | 1u << 23, 126 - exponent));
-    } else {
-        code = 0;
+// f32 bits to the code of the nearest value of a format of at most 10 mantissa bits: as encode_float, in 32 bits.
+//
+// Adding a power of two whose last place is that of the wanted code rounds a magnitude to it; taking it away again is exact, and
+// so is the multiplication that moves the exponent to the format's bias: subnormals of the format are those of f32 then, and
+// the upper bits are the code.
+DEVICE u32 encode_narrow(u32 bits, Format format, bool* lossy) {
+    const u32 kept = format.mantissa_bits;
+    const u32 bias = static_cast<u32>(format.bias);
+    const u32 sign = 1u << (format.exponent_bits + kept);
+    u32 max, overflow, nan;
+    switch (format.specials) {
+        case IEEE: overflow = sign - (1u << kept); max = overflow - 1; nan = overflow | 1u << (kept - 1); break;
+        case FN: overflow = sign - 1; max = sign - 2; nan = sign - 1; break;
+        case FNUZ: overflow = sign; max = sign - 1; nan = sign; break;
+        default: overflow = sign - 1; max = sign - 1; nan = sign; break;
     }
-    *lossy |= (magnitude >= past_max && magnitude < F32_INFINITY) || (code == 0 && magnitude != 0);
-    return code | (bits >> 31 << 15);
+    const u32 magnitude = bits & 0x7FFFFFFFu;
+    const u32 beyond = (127 + (1u << format.exponent_bits) - bias) << 23;  // larger than what any code stands for
+    const u32 bounded = magnitude < beyond ? magnitude : beyond;
+    const u32 smallest_normal = (128 - bias) << 23;
+    const u32 exponent = bounded & F32_INFINITY;
+    const u32 step = (exponent > smallest_normal ? exponent : smallest_normal) + ((23 - kept) << 23);
+    const u32 rounded = subtract(add(bounded, step), step);
+    u32 code = multiply(rounded, bias << 23) >> (23 - kept);
+    const u32 vanishing = (127 - bias - kept) << 23;  // half of the smallest value: it and what is smaller become zero
+    *lossy |= (code > max && magnitude < F32_INFINITY) || magnitude - 1 < vanishing;
+    code = code > max ? overflow : code;
+    if (magnitude > F32_INFINITY) {
+        code = nan;
+    }
+    *lossy |= format.specials == FINITE && magnitude >= F32_INFINITY;
+    const bool signless = format.specials == FNUZ && (code == 0 || code == sign);
+    return bits >> 31 && !signless ? code ^ sign : code;
 }
 
 // f64 bits to f32 bits. A NaN keeps the high bits of its payload and becomes quiet.
@@ -210,32 +226,21 @@ DEVICE u64 encode_e8m0(u32 bits, bool* lossy) {
     return refused ? 0xFF : code & 0xFF;
 }
 
-// A narrow float's code to f32 bits, exactly. Bits above the format are ignored.
+// A narrow float's code to f32 bits, exactly. Bits above the format are ignored. The code is the upper bits of an f32 whose
+// exponent is off by the difference of the biases, which a multiplication by a power of two puts right, subnormals too.
 DEVICE u32 decode_float(u32 code, Format format) {
     const u32 kept = format.mantissa_bits;
     const u32 sign = 1u << (format.exponent_bits + kept);
     const u32 magnitude = code & (sign - 1);
-    const u32 shift = 23 - kept;
-    const u32 negative = (code & sign) != 0 ? 1u << 31 : 0;
-    const u32 special = magnitude << shift | F32_INFINITY;
-    if (format.specials == IEEE && magnitude >= sign - (1u << kept)) {
-        return negative | special;
-    }
-    if (format.specials == FN && magnitude == sign - 1) {
-        return negative | special;
-    }
+    const u32 shifted = magnitude << (23 - kept);
+    const u32 negative = code << (31 - format.exponent_bits - kept) & 1u << 31;
+    u32 value = multiply(shifted, static_cast<u32>(254 - format.bias) << 23);
+    const u32 special = format.specials == IEEE ? sign - (1u << kept) : format.specials == FN ? sign - 1 : sign;
+    value = magnitude >= special ? shifted | F32_INFINITY : value;
     if (format.specials == FNUZ && magnitude == 0 && negative != 0) {
-        return negative | F32_INFINITY | 1u << 22;
+        value = F32_INFINITY | 1u << 22;
     }
-    if (magnitude >= 1u << kept) {
-        return negative | ((magnitude << shift) + (static_cast<u32>(127 - format.bias) << 23));
-    }
-    if (magnitude == 0) {
-        return negative;
-    }
-    const u32 top = 63 - leading_zeros(magnitude);  // the value is magnitude * 2^(1 - bias - kept)
-    const i32 exponent = static_cast<i32>(top) + 127 + 1 - format.bias - static_cast<i32>(kept);
-    return negative | ((static_cast<u32>(exponent - 1) << 23) + (magnitude << (23 - top)));
+    return negative | value;
 }
 
 // The value of a real element in memory form.
@@ -325,12 +330,13 @@ DEVICE u64 encode(u32 dtype, Value value, bool wrap, bool* lossy) {
                 default: return round_integer(value, 52, 1023, 63);
             }
         case FLOAT32: return to_single(value, lossy);
-        case FLOAT16: return encode_float16(to_single(value, lossy), lossy);
         case BFLOAT16: return encode_bfloat16(to_single(value, lossy), lossy);
         case FLOAT8_E8M0FNU: return encode_e8m0(to_single(value, lossy), lossy);
         default: {
-            const u64 bits = value.kind == DOUBLE ? value.bits : widen(to_single(value, lossy));
-            return encode_float(bits, format_of(dtype), lossy);
+            if (value.kind == DOUBLE && dtype != FLOAT16) {
+                return encode_float(value.bits, format_of(dtype), lossy);
+            }
+            return encode_narrow(to_single(value, lossy), format_of(dtype), lossy);
         }
     }
 }

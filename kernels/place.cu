@@ -37,6 +37,9 @@ enum : u32 { CAST_LANES = 8 };
 enum : u32 { MICRO_TILES = 16 };
 static_assert(MICRO_TILES * MICRO_TILES == THREADS, "a thread has a micro-tile");
 
+// Those of a warp along the source's densest dimension, and the warps of a tile along it.
+enum : u32 { WARP_ROWS = 4, WARPS_DOWN = MICRO_TILES / WARP_ROWS };
+
 // Addresses of a unit on both sides.
 struct Position {
     u64 source;
@@ -105,8 +108,8 @@ DEVICE Raw load(u64 address, u32 size) {
         case 4: return {*reinterpret_cast<const u32*>(bytes), 0};
         case 8: return {*reinterpret_cast<const u64*>(bytes), 0};
         default: {
-            const Word16 word = *reinterpret_cast<const Word16*>(bytes);
-            return {word.low, word.high};
+            const u64* words = reinterpret_cast<const u64*>(bytes);
+            return {words[0], words[1]};
         }
     }
 }
@@ -130,7 +133,7 @@ DEVICE void store(u64 address, u32 size, Raw raw) {
         case 2: *reinterpret_cast<u16*>(bytes) = static_cast<u16>(raw.low); break;
         case 4: *reinterpret_cast<u32*>(bytes) = static_cast<u32>(raw.low); break;
         case 8: *reinterpret_cast<u64*>(bytes) = raw.low; break;
-        default: *reinterpret_cast<Word16*>(bytes) = {raw.low, raw.high}; break;
+        default: reinterpret_cast<u64*>(bytes)[0] = raw.low; reinterpret_cast<u64*>(bytes)[1] = raw.high; break;
     }
 }
 
@@ -163,16 +166,36 @@ DEVICE bool in_square(const Descriptor& box, u64 tile, u32 step, Position* at) {
     return true;
 }
 
+// What a thread has counted of one box, over all tiles of it that its block takes: additions to memory are few, because those of
+// a whole device to one counter come one after the other.
+struct Count {
+    Tally* tally;
+    u32 lossy;
+    u32 invalid;
+};
+
+// Turns to a box, which is the same for all threads of the block; null ends.
+DEVICE void turn_to(Count* count, Tally* tally) {
+    if (count->tally == tally) {
+        return;
+    }
+    if (count->tally != nullptr) {
+        add_up(&count->tally->lossy, count->lossy);
+        add_up(&count->tally->invalid, count->invalid);
+    }
+    *count = {tally, 0, 0};
+}
+
 // Any pair of types, any strides, any alignment. Units are elements; a tile is PLACE_STEPS * THREADS of them in the order of
 // the target, or a square of two dimensions.
 KERNEL touchdown_place(const Descriptor* table, const u64* first_tile, u32 boxes, Tally* tallies) {
+    Count count = {};
     ROLLED
     for (u64 tile = block_index(); tile < first_tile[boxes]; tile += block_count()) {
         const u32 number = box_of(first_tile, boxes, tile);
         const Descriptor& box = table[number];
         const u64 local = tile - first_tile[number];
-        u32 lossy = 0;
-        u32 invalid = 0;
+        turn_to(&count, &tallies[box.counter]);
         ROLLED
         for (u32 step = 0; step < PLACE_STEPS; step++) {
             Position at;
@@ -190,12 +213,11 @@ KERNEL touchdown_place(const Descriptor* table, const u64* first_tile, u32 boxes
             bool is_lossy = false;
             bool is_invalid = false;
             store(at.target, box.target_unit, converted(box, load(at.source, box.source_unit), &is_lossy, &is_invalid));
-            lossy += is_lossy;
-            invalid += is_invalid;
+            count.lossy += is_lossy;
+            count.invalid += is_invalid;
         }
-        add_up(&tallies[box.counter].lossy, lossy);
-        add_up(&tallies[box.counter].invalid, invalid);
     }
+    turn_to(&count, nullptr);
 }
 
 // Bytes of the elements that vectors hold.
@@ -204,40 +226,52 @@ struct Lanes {
     enum : u32 { SIZE = TYPE == FLOAT32 ? 4 : TYPE == FLOAT8_E4M3FN || TYPE == FLOAT8_E5M2 ? 1 : 2 };
 };
 
-// The bits of one lane of a vector, which lies in words of 8 bytes.
-DEVICE u64 lane_of(const u64* words, u32 size, u32 lane) {
-    return words[lane * size / 8] >> lane * size * 8 % 64 & (size == 4 ? 0xFFFFFFFFu : size == 2 ? 0xFFFFu : 0xFFu);
+// The bits of one lane of a vector, which lies in words of 4 bytes.
+DEVICE u32 lane_of(const u32* words, u32 size, u32 lane) {
+    return size == 4 ? words[lane] : words[lane * size / 4] >> lane * size * 8 % 32 & (size == 2 ? 0xFFFFu : 0xFFu);
 }
 
 template <u32 FROM, u32 TO>
 DEVICE u32 cast_vector(Position at) {
     const u32 from_size = Lanes<FROM>::SIZE;
     const u32 to_size = Lanes<TO>::SIZE;
-    u64 in[from_size];
-    u64 out[to_size] = {};
+    u32 in[2 * from_size];
+    u32 out[2 * to_size] = {};
     u32 lossy = 0;
     if (from_size == 1) {
-        in[0] = *reinterpret_cast<const u64*>(at.source);
+        const Word8 word = *reinterpret_cast<const Word8*>(at.source);
+        in[0] = word.part[0];
+        in[1] = word.part[1];
     }
     UNROLLED
     for (u32 word = 0; word + 1 < from_size; word += 2) {
-        const Word16 both = reinterpret_cast<const Word16*>(at.source)[word / 2];
-        in[word] = both.low;
-        in[word + 1] = both.high;
+        const Word16 four = reinterpret_cast<const Word16*>(at.source)[word / 2];
+        UNROLLED
+        for (u32 part = 0; part < 4; part++) {
+            in[2 * word + part] = four.part[part];
+        }
     }
     UNROLLED
     for (u32 lane = 0; lane < CAST_LANES; lane++) {
         bool is_lossy = false;
-        const u64 bits = encode(TO, decode(FROM, lane_of(in, from_size, lane)), false, &is_lossy);
-        out[lane * to_size / 8] |= bits << lane * to_size * 8 % 64;
+        const Value value = decode(FROM, lane_of(in, from_size, lane));
+        u64 bits;
+        if (from_size == 1 && TO == BFLOAT16) {
+            // It has every value of these types: its bits are the upper ones of the f32, a NaN's as encode_bfloat16 has them.
+            bits = (value.bits | ((value.bits & 0x7FFFFFFFu) > F32_INFINITY ? 0x00200000u : 0)) >> 16;
+        } else {
+            bits = encode(TO, value, false, &is_lossy);
+        }
+        out[lane * to_size / 4] |= static_cast<u32>(bits) << lane * to_size * 8 % 32;
         lossy += is_lossy;
     }
     if (to_size == 1) {
-        *reinterpret_cast<u64*>(at.target) = out[0];
+        *reinterpret_cast<Word8*>(at.target) = {{out[0], out[1]}};
     }
     UNROLLED
     for (u32 word = 0; word + 1 < to_size; word += 2) {
-        reinterpret_cast<Word16*>(at.target)[word / 2] = Word16{out[word], out[word + 1]};
+        const Word16 four = {{out[2 * word], out[2 * word + 1], out[2 * word + 2], out[2 * word + 3]}};
+        reinterpret_cast<Word16*>(at.target)[word / 2] = four;
     }
     return lossy;
 }
@@ -257,13 +291,14 @@ DEVICE u32 cast_small(u32 from, u32 to, Position at) {
 // Units are vectors of CAST_LANES elements, contiguous, and aligned to 16 bytes, those of one byte to 8; a tile is CAST_STEPS *
 // THREADS of them.
 KERNEL touchdown_cast(const Descriptor* table, const u64* first_tile, u32 boxes, Tally* tallies) {
+    Count count = {};
     ROLLED
     for (u64 tile = block_index(); tile < first_tile[boxes]; tile += block_count()) {
         const u32 number = box_of(first_tile, boxes, tile);
         const Descriptor& box = table[number];
         const u64 local = tile - first_tile[number];
         const u32 pair = static_cast<u32>(box.from) << 8 | box.to;
-        u32 lossy = 0;
+        turn_to(&count, &tallies[box.counter]);
         ROLLED
         for (u32 step = 0; step < CAST_STEPS; step++) {
             const u64 index = (local * CAST_STEPS + step) * THREADS + thread_index();
@@ -272,42 +307,26 @@ KERNEL touchdown_cast(const Descriptor* table, const u64* first_tile, u32 boxes,
             }
             const Position at = position(box, index, box.rank);
             switch (pair) {
-                case FLOAT32 << 8 | BFLOAT16: lossy += cast_vector<FLOAT32, BFLOAT16>(at); break;
-                case BFLOAT16 << 8 | FLOAT32: lossy += cast_vector<BFLOAT16, FLOAT32>(at); break;
-                case FLOAT32 << 8 | FLOAT16: lossy += cast_vector<FLOAT32, FLOAT16>(at); break;
-                case FLOAT16 << 8 | FLOAT32: lossy += cast_vector<FLOAT16, FLOAT32>(at); break;
-                case BFLOAT16 << 8 | FLOAT16: lossy += cast_vector<BFLOAT16, FLOAT16>(at); break;
-                case FLOAT16 << 8 | BFLOAT16: lossy += cast_vector<FLOAT16, BFLOAT16>(at); break;
+                case FLOAT32 << 8 | BFLOAT16: count.lossy += cast_vector<FLOAT32, BFLOAT16>(at); break;
+                case BFLOAT16 << 8 | FLOAT32: count.lossy += cast_vector<BFLOAT16, FLOAT32>(at); break;
+                case FLOAT32 << 8 | FLOAT16: count.lossy += cast_vector<FLOAT32, FLOAT16>(at); break;
+                case FLOAT16 << 8 | FLOAT32: count.lossy += cast_vector<FLOAT16, FLOAT32>(at); break;
+                case BFLOAT16 << 8 | FLOAT16: count.lossy += cast_vector<BFLOAT16, FLOAT16>(at); break;
+                case FLOAT16 << 8 | BFLOAT16: count.lossy += cast_vector<FLOAT16, BFLOAT16>(at); break;
                 default:
-                    lossy += box.from == FLOAT8_E5M2 || box.to == FLOAT8_E5M2 ? cast_small<FLOAT8_E5M2>(box.from, box.to, at)
-                                                                              : cast_small<FLOAT8_E4M3FN>(box.from, box.to, at);
+                    count.lossy += box.from == FLOAT8_E5M2 || box.to == FLOAT8_E5M2
+                                       ? cast_small<FLOAT8_E5M2>(box.from, box.to, at)
+                                       : cast_small<FLOAT8_E4M3FN>(box.from, box.to, at);
                     break;
             }
         }
-        add_up(&tallies[box.counter].lossy, lossy);
     }
+    turn_to(&count, nullptr);
 }
 
-// One word type's part of a copied tile: all loads are issued before the first store waits for one.
 template <typename Word>
-DEVICE void copy_words(const Descriptor& box, u64 local) {
-    Word words[COPY_STEPS];
-    u64 targets[COPY_STEPS];
-    UNROLLED
-    for (u32 step = 0; step < COPY_STEPS; step++) {
-        const u64 index = (local * COPY_STEPS + step) * THREADS + thread_index();
-        if (index < box.count) {
-            const Position at = position(box, index, box.rank);
-            words[step] = *reinterpret_cast<const Word*>(at.source);
-            targets[step] = at.target;
-        }
-    }
-    UNROLLED
-    for (u32 step = 0; step < COPY_STEPS; step++) {
-        if ((local * COPY_STEPS + step) * THREADS + thread_index() < box.count) {
-            *reinterpret_cast<Word*>(targets[step]) = words[step];
-        }
-    }
+DEVICE void copy_word(Position at) {
+    *reinterpret_cast<Word*>(at.target) = *reinterpret_cast<const Word*>(at.source);
 }
 
 // Bytes as they are. Units are words of 1, 2, 4, 8 or 16 bytes (`source_unit`), aligned on both sides: the largest that the
@@ -318,42 +337,93 @@ KERNEL touchdown_copy(const Descriptor* table, const u64* first_tile, u32 boxes,
         const u32 number = box_of(first_tile, boxes, tile);
         const Descriptor& box = table[number];
         const u64 local = tile - first_tile[number];
-        switch (box.source_unit) {
-            case 1: copy_words<u8>(box, local); break;
-            case 2: copy_words<u16>(box, local); break;
-            case 4: copy_words<u32>(box, local); break;
-            case 8: copy_words<u64>(box, local); break;
-            default: copy_words<Word16>(box, local); break;
+        ROLLED
+        for (u32 step = 0; step < COPY_STEPS; step++) {
+            const u64 index = (local * COPY_STEPS + step) * THREADS + thread_index();
+            if (index >= box.count) {
+                break;
+            }
+            const Position at = position(box, index, box.rank);
+            switch (box.source_unit) {
+                case 1: copy_word<u8>(at); break;
+                case 2: copy_word<u16>(at); break;
+                case 4: copy_word<u32>(at); break;
+                case 8: copy_word<Word8>(at); break;
+                default: copy_word<Word16>(at); break;
+            }
         }
     }
 }
 
+// Turns a square of elements of SIZE bytes in registers: reads words along the source, one for each of as many columns as a word
+// has elements, and writes words along the target.
+template <u32 SIZE, typename Word>
+DEVICE void turn(u64 source, u64 source_step, u64 target, u64 target_step) {
+    const u32 side = sizeof(Word) / SIZE;
+    const u32 width = SIZE < 4 ? SIZE : 4;  // bytes that are moved at a time
+    Word words[side];
+    UNROLLED
+    for (u32 right = 0; right < side; right++) {
+        words[right] = *reinterpret_cast<const Word*>(source + right * source_step);
+    }
+    UNROLLED
+    for (u32 down = 0; down < side; down++) {
+        Word word = {};
+        UNROLLED
+        for (u32 byte = 0; byte < sizeof(Word); byte += width) {
+            const u32 from = down * SIZE + byte % SIZE;
+            const u32 piece = words[byte / SIZE].part[from / 4] >> from % 4 * 8 & ~0u >> (32 - 8 * width);
+            word.part[byte / 4] |= piece << byte % 4 * 8;
+        }
+        *reinterpret_cast<Word*>(target + down * target_step) = word;
+    }
+}
+
+// Elements along each side of a micro-tile: words of 16 bytes; of single bytes, which would be as many words, words of 8.
+template <u32 SIZE>
+struct Micro {
+    enum : u32 { SIDE = SIZE == 1 ? 8 : 16 / SIZE };
+};
+
 // A thread's part of a transposed tile, for elements of SIZE bytes.
 template <u32 SIZE>
-DEVICE void transpose_tile(const Descriptor& box, u64 tile) {
-    const u32 side = 8 / SIZE;
+DEVICE void transpose_tile(const Descriptor& box, u32 tile) {
+    const u32 side = Micro<SIZE>::SIDE;
+    const u32 tile_side = MICRO_TILES * side;
     const u64 rows = box.extent[box.rank - 2];
     const u64 columns = box.extent[box.rank - 1];
-    const u64 tile_side = MICRO_TILES * side;
-    const u64 tiles = (columns + tile_side - 1) / tile_side;
-    const u64 bands = (rows + tile_side - 1) / tile_side;
-    const u64 rest = tile / tiles;
+    const u32 tiles = static_cast<u32>((columns + tile_side - 1) / tile_side);
+    const u32 bands = static_cast<u32>((rows + tile_side - 1) / tile_side);
+    const u32 rest = tile / tiles;
+    const u32 outer = rest / bands;
     const u32 thread = thread_index();
-    // A warp has 8 micro-tiles along the source's densest dimension and 4 along the target's: 64 and 32 bytes in a row.
-    const u32 micro_row = thread % 8 + thread / 32 % 2 * 8;
-    const u32 micro_column = thread % 32 / 8 + thread / 64 * 4;
-    const u64 row = rest % bands * tile_side + micro_row * side;
-    const u64 column = tile % tiles * tile_side + micro_column * side;
+    const u32 micro_row = thread % WARP_ROWS + thread / 32 % WARPS_DOWN * WARP_ROWS;
+    const u32 micro_column = thread % 32 / WARP_ROWS + thread / 32 / WARPS_DOWN * (32 / WARP_ROWS);
+    const u64 row = static_cast<u64>(rest - outer * bands) * tile_side + micro_row * side;
+    const u64 column = static_cast<u64>(tile - rest * tiles) * tile_side + micro_column * side;
     if (row >= rows || column >= columns) {
         return;
     }
     const u64 source_step = box.source_stride[box.rank - 1] * SIZE;  // bytes to the next column
     const u64 target_step = box.target_stride[box.rank - 2] * SIZE;  // bytes to the next row
-    Position at = position(box, rest / bands, box.rank - 2);
+    Position at = unravel(box, outer, box.rank - 2);
     at.source += row * SIZE + column * source_step;
     at.target += row * target_step + column * SIZE;
-    const u64 misaligned = (at.source | at.target | source_step | target_step) & 7;
-    if (misaligned != 0 || row + side > rows || column + side > columns) {
+    const u64 misaligned = at.source | at.target | source_step | target_step;
+    const bool whole = row + side <= rows && column + side <= columns;
+    if (SIZE > 1 && whole && misaligned % 16 == 0) {
+        turn<SIZE, Word16>(at.source, source_step, at.target, target_step);
+    } else if (SIZE < 8 && whole && misaligned % 8 == 0) {
+        const u32 half = 8 / SIZE;
+        ROLLED
+        for (u32 down = 0; down < side; down += half) {
+            ROLLED
+            for (u32 right = 0; right < side; right += half) {
+                turn<SIZE, Word8>(at.source + down * SIZE + right * source_step, source_step,
+                                  at.target + down * target_step + right * SIZE, target_step);
+            }
+        }
+    } else {
         ROLLED
         for (u64 down = 0; down < side && row + down < rows; down++) {
             ROLLED
@@ -362,38 +432,22 @@ DEVICE void transpose_tile(const Descriptor& box, u64 tile) {
                 store(at.target + down * target_step + right * SIZE, SIZE, element);
             }
         }
-        return;
-    }
-    u64 words[side];
-    UNROLLED
-    for (u32 right = 0; right < side; right++) {
-        words[right] = *reinterpret_cast<const u64*>(at.source + right * source_step);
-    }
-    UNROLLED
-    for (u32 down = 0; down < side; down++) {
-        u64 word = 0;
-        UNROLLED
-        for (u32 right = 0; right < side; right++) {
-            const u64 element = words[right] >> (down * SIZE * 8 % 64) & ~0ull >> (64 - SIZE * 8);
-            word |= element << (right * SIZE * 8 % 64);
-        }
-        *reinterpret_cast<u64*>(at.target + down * target_step) = word;
     }
 }
 
 // Bytes as they are, turned: dimension `rank - 2` is contiguous in the source and `rank - 1` in the target. Units are elements
 // of 1 to 8 bytes (larger ones are turned by touchdown_place: they gain nothing here).
 //
-// A thread turns a *micro-tile* in its registers: it reads words of 8 bytes along the source, one for each of as many columns
-// as a word has elements, and writes words along the target. So every access is 8 bytes wide, every 32-byte sector is used as
-// a whole, and no thread needs what another one has read. A tile is MICRO_TILES by MICRO_TILES micro-tiles. Micro-tiles at an
-// edge of the box, and those that are not aligned to a word, go element by element.
+// A thread turns a *micro-tile* in its registers, in words of 16 bytes, or of 8 where the alignment allows no more; elements go
+// by themselves at the edges of the box, and where they are not aligned to words. So no thread needs what another one has
+// read, and neighbours use whole sectors of memory together. A tile is MICRO_TILES by MICRO_TILES micro-tiles, and a box has
+// less than 2^32 tiles.
 KERNEL touchdown_transpose(const Descriptor* table, const u64* first_tile, u32 boxes, Tally*) {
     ROLLED
     for (u64 tile = block_index(); tile < first_tile[boxes]; tile += block_count()) {
         const u32 number = box_of(first_tile, boxes, tile);
         const Descriptor& box = table[number];
-        const u64 local = tile - first_tile[number];
+        const u32 local = static_cast<u32>(tile - first_tile[number]);
         switch (box.source_unit) {
             case 1: transpose_tile<1>(box, local); break;
             case 2: transpose_tile<2>(box, local); break;

@@ -16,9 +16,11 @@ typedef long long i64;
 enum : u32 { THREADS = 256 };
 
 // What a thread moves at once where both sides are aligned to it.
+struct alignas(8) Word8 {
+    u32 part[2];
+};
 struct alignas(16) Word16 {
-    u64 low;
-    u64 high;
+    u32 part[4];
 };
 
 #ifdef __CUDACC__
@@ -33,6 +35,11 @@ DEVICE u32 thread_index() { return threadIdx.x; }
 DEVICE u64 block_index() { return blockIdx.x; }
 DEVICE u64 block_count() { return gridDim.x; }
 DEVICE u32 leading_zeros(u64 value) { return static_cast<u32>(__clzll(static_cast<i64>(value))); }
+
+// Single steps of IEEE 754 arithmetic on f32 bits, ties to even, subnormals kept: nothing is contracted or flushed.
+DEVICE u32 add(u32 a, u32 b) { return __float_as_uint(__fadd_rn(__uint_as_float(a), __uint_as_float(b))); }
+DEVICE u32 subtract(u32 a, u32 b) { return __float_as_uint(__fsub_rn(__uint_as_float(a), __uint_as_float(b))); }
+DEVICE u32 multiply(u32 a, u32 b) { return __float_as_uint(__fmul_rn(__uint_as_float(a), __uint_as_float(b))); }
 
 // Adds the values of all threads of the block to a counter. Every thread of a warp gets here, so that a warp adds its
 // values up by shuffles and one thread makes one atomic addition, if there is anything to add.
@@ -65,6 +72,21 @@ DEVICE u32 thread_index() { return host_grid.thread; }
 DEVICE u64 block_index() { return host_grid.block; }
 DEVICE u64 block_count() { return host_grid.blocks; }
 DEVICE u32 leading_zeros(u64 value) { return value == 0 ? 64 : static_cast<u32>(__builtin_clzll(value)); }
+
+DEVICE float single(u32 bits) {
+    float value;
+    __builtin_memcpy(&value, &bits, sizeof value);
+    return value;
+}
+DEVICE u32 bits_of(float value) {
+    u32 bits;
+    __builtin_memcpy(&bits, &value, sizeof bits);
+    return bits;
+}
+DEVICE u32 add(u32 a, u32 b) { return bits_of(single(a) + single(b)); }
+DEVICE u32 subtract(u32 a, u32 b) { return bits_of(single(a) - single(b)); }
+DEVICE u32 multiply(u32 a, u32 b) { return bits_of(single(a) * single(b)); }
+
 DEVICE void add_once(u64* counter, u64 value) { __atomic_fetch_add(counter, value, __ATOMIC_RELAXED); }
 DEVICE void add_up(u64* counter, u32 value) {
     if (value != 0) {

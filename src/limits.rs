@@ -180,8 +180,9 @@ pub const MERGE_GAP_BYTES_DEFAULT: u64 = 512 << 10;
 /// Most separate byte ranges that one chunk's partial read may be cut into before the gap is widened.
 pub const RANGES_PER_CHUNK_MAX: u64 = 1 << 16;
 
-/// Threads that issue positioned reads by default. Two saturate a page cache, four a local disk.
-pub const READER_THREADS_DEFAULT: usize = 4;
+/// Threads that issue positioned reads, at least: four saturate a local disk. By default there are half as many as workers: a
+/// thread copies 6 GB/s out of the page cache, so that a machine of many cores needs as many for one GPU's bus.
+pub const READER_THREADS_MIN: usize = 4;
 
 /// Room in a slot beside its bytes, in bytes: a direct read takes the whole blocks at both ends.
 pub const SLOT_SLACK_BYTES: u64 = 2 * ALIGN_BYTES;

@@ -31,7 +31,7 @@ use super::work::Work;
 use crate::error::{Error, ErrorKind, Result};
 use crate::io::{self, Io, Reader, Ring};
 use crate::limits::{
-    DEVICE_STAGING_BYTES_DEFAULT, MERGE_GAP_BYTES_DEFAULT, READER_THREADS_DEFAULT, SLOT_BYTES, SLOT_SLACK_BYTES,
+    DEVICE_STAGING_BYTES_DEFAULT, MERGE_GAP_BYTES_DEFAULT, READER_THREADS_MIN, SLOT_BYTES, SLOT_SLACK_BYTES,
     SLOTS_MIN, STAGING_BYTES_DEFAULT, STALL_AFTER_DEFAULT,
 };
 use crate::place::{Destination, Memory, ShardSpec};
@@ -48,7 +48,7 @@ pub struct EngineOptions {
     pub threads: usize,
     /// How files are read.
     pub io: Io,
-    /// Threads that do positioned reads; io_uring has one thread.
+    /// Threads that do positioned reads; 0 for half as many as workers, but at least four. io_uring has one thread.
     pub reader_threads: usize,
     /// Reads whose gap is at most this are merged, in bytes.
     pub merge_gap_bytes: u64,
@@ -81,7 +81,7 @@ impl Default for EngineOptions {
             device_staging_bytes: DEVICE_STAGING_BYTES_DEFAULT,
             threads: 0,
             io: Io::Auto,
-            reader_threads: READER_THREADS_DEFAULT,
+            reader_threads: 0,
             merge_gap_bytes: MERGE_GAP_BYTES_DEFAULT,
             verify: Verify::Auto,
             stall: Stall::default(),
@@ -94,6 +94,14 @@ impl EngineOptions {
     pub fn workers(&self) -> usize {
         match self.threads {
             0 => std::thread::available_parallelism().map_or(1, usize::from),
+            threads => threads,
+        }
+    }
+
+    /// How many threads for positioned reads these options mean on this machine.
+    pub fn readers(&self) -> usize {
+        match self.reader_threads {
+            0 => (self.workers() / 2).max(READER_THREADS_MIN),
             threads => threads,
         }
     }
@@ -146,7 +154,7 @@ impl Engine {
     /// # Errors
     /// A budget too small to work with, a system that starts no more threads, or [`Io::Uring`] where there is none.
     pub fn new(options: EngineOptions) -> Result<Self> {
-        Self::started(options, Instant::now(), io::reader(options.io, options.reader_threads)?)
+        Self::started(options, Instant::now(), io::reader(options.io, options.readers())?)
     }
 
     /// Starts an engine that reads with the caller's reader: one for storage that this crate does not know, or one that fails

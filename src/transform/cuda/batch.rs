@@ -127,7 +127,7 @@ impl Kernel {
             Self::Place => runs(PLACE_STEPS),
             Self::Cast => runs(CAST_STEPS),
             Self::Copy => runs(COPY_STEPS),
-            Self::Transpose => squares(MICRO_TILES * (8 / u64::from(box_.source_unit)).max(1)),
+            Self::Transpose => squares(MICRO_TILES * micro_side(u64::from(box_.source_unit))),
             Self::Fill => runs(FILL_STEPS),
         }
     }
@@ -139,9 +139,10 @@ impl Launch {
         self.first_tile.last().copied().unwrap_or(0)
     }
 
-    /// A number of blocks that fills any device: one a tile, up to what a grid may have.
+    /// A number of blocks that fills any device: one a tile, up to what a grid may have, or what one counter takes.
     pub fn blocks(&self) -> u32 {
-        self.tiles().min(GRID_BLOCKS_MAX) as u32
+        let most = if matches!(self.kernel, Kernel::Place | Kernel::Cast) { COUNTING_BLOCKS_MAX } else { GRID_BLOCKS_MAX };
+        self.tiles().min(most) as u32
     }
 }
 
@@ -428,6 +429,11 @@ impl Part {
     }
 }
 
+/// Elements along each side of a micro-tile of `touchdown_transpose`: words of 16 bytes, of single bytes words of 8.
+fn micro_side(size: u64) -> u64 {
+    if size == 1 { 8 } else { 16 / size }
+}
+
 /// Whether `touchdown_cast` has a pair of types.
 fn has_vectors(from: DType, to: DType) -> bool {
     use DType::{BFloat16, Float8E4M3FN, Float8E5M2, Float16, Float32};
@@ -465,6 +471,10 @@ const SPLIT_WORTH: usize = 256;
 
 /// Elements among which the first aligned one is, if there is one: words have 16 bytes.
 const ALIGNMENT: usize = 16;
+
+/// Most blocks of kernels that count: every warp of every block may add to the same counter, and an H200 makes fewer than 10^9 such
+/// additions a second. Enough for several blocks on each of 500 multiprocessors.
+const COUNTING_BLOCKS_MAX: u64 = 4096;
 
 /// Most blocks of a grid along its first dimension, on every device.
 const GRID_BLOCKS_MAX: u64 = (1 << 31) - 1;

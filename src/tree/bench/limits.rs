@@ -14,7 +14,7 @@ use super::{Clock, Measured, Sample};
 use crate::decode;
 use crate::error::{Error, ErrorKind, Result};
 use crate::io::{Buffer, OpenFile, Root, read_error};
-use crate::limits::READER_THREADS_DEFAULT;
+use crate::limits::READER_THREADS_MIN;
 use crate::plan::{Device, Plan, Source, Unit};
 use crate::tree::Checkpoint;
 use crate::tree::land::inner_chunk;
@@ -166,7 +166,7 @@ impl Machine {
         Ok(())
     }
 
-    /// Plain positioned reads on a few threads, nothing done with the bytes; `None` without anything to read.
+    /// Plain positioned reads on all cores, nothing done with the bytes; `None` without anything to read.
     fn read<'f>(&'f self, file: &(dyn Fn(&'f OpenFile) -> Option<&'f File> + Sync)) -> Result<Option<Sample>> {
         self.read_ranges(PIECE, &|buffer, (number, offset, len)| {
             let open = &self.files[number];
@@ -193,14 +193,15 @@ impl Machine {
         })
     }
 
-    /// Has a few threads read all ranges (file, offset, length), each into a buffer of its own; `None` without any.
+    /// Has a thread a core, and at least a few, read all ranges (file, offset, length), each into a buffer of its own; `None` without any.
     fn read_ranges(
         &self,
         room: usize,
         read: &(dyn Fn(&mut Buffer, Range) -> Result<()> + Sync),
     ) -> Result<Option<Sample>> {
         let next = AtomicUsize::new(0);
-        let buffers = (0..READER_THREADS_DEFAULT).map(|_| Buffer::zeroed(room)).collect::<Result<Vec<_>>>()?;
+        let threads = self.workers.max(READER_THREADS_MIN);
+        let buffers = (0..threads).map(|_| Buffer::zeroed(room)).collect::<Result<Vec<_>>>()?;
         let clock = Clock::start();
         let work = |mut buffer: Buffer| -> Result<()> {
             while let Some(range) = self.ranges.get(next.fetch_add(1, Ordering::Relaxed)) {

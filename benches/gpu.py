@@ -19,7 +19,7 @@ simulated driver: well below 64 MiB. A libc as new as the build machine's is nee
 each of the latter with `touchdown bench`, which has the rates of copies and kernels, and with loads in fresh processes, round by round
 beside the rivals that Python has: Orbax onto JAX, safetensors, fastsafetensors, InstantTensor. It writes three files into `--out`, each
 as it goes: `report.md`, the raw figures (`figures.json`) and what the tests printed (`log.txt`). Where time is short, `--steps
-suite,zstd` takes only those, and `--limit 500` ends after so many seconds, whatever is at work then. With `--simulated` all of it runs on
+suite,zstd` takes only those, `--tests cuda,cudarc` only those binaries, and `--limit 500` ends after so many seconds, whatever is at work then. With `--simulated` all of it runs on
 the simulated driver, which shows that the script works and nothing about speed: the report says so.
 """
 
@@ -72,6 +72,7 @@ def main():
     running.add_argument('--rounds', type=int, default=5)
     running.add_argument('--limit', type=float, default=7200, help='seconds after which no command begins or goes on')
     running.add_argument('--steps', default=','.join(STEPS))
+    running.add_argument('--tests', default=','.join(TESTS), help='which of the test binaries `suite` runs')
     running.add_argument('--simulated', action='store_true')
     job = verbs.add_parser('rival')
     job.add_argument('loader')
@@ -276,7 +277,7 @@ class Run:
 
     def suite(self):
         rows = []
-        for name in TESTS:
+        for name in self.args.tests.split(','):
             code, text = self.test([HERE / 'bin' / name], f'suite {name}')
             passed = sum(int(count) for count in re.findall(r'(\d+) passed', text))
             skipped = [line for line in text.splitlines() if line.startswith('skipped (')]

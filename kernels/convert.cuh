@@ -226,21 +226,22 @@ DEVICE u64 encode_e8m0(u32 bits, bool* lossy) {
     return refused ? 0xFF : code & 0xFF;
 }
 
-// A narrow float's code to f32 bits, exactly. Bits above the format are ignored. The code is the upper bits of an f32 whose
-// exponent is off by the difference of the biases, which a multiplication by a power of two puts right, subnormals too.
+// A narrow float's code to f32 bits, exactly. Bits above the format are ignored. Sign and code, moved to where an f32 has them, are
+// an f32 whose exponent is off by the difference of the biases, which a multiplication by a power of two puts right, also of
+// subnormals.
 DEVICE u32 decode_float(u32 code, Format format) {
     const u32 kept = format.mantissa_bits;
-    const u32 sign = 1u << (format.exponent_bits + kept);
-    const u32 magnitude = code & (sign - 1);
-    const u32 shifted = magnitude << (23 - kept);
-    const u32 negative = code << (31 - format.exponent_bits - kept) & 1u << 31;
-    u32 value = multiply(shifted, static_cast<u32>(254 - format.bias) << 23);
-    const u32 special = format.specials == IEEE ? sign - (1u << kept) : format.specials == FN ? sign - 1 : sign;
-    value = magnitude >= special ? shifted | F32_INFINITY : value;
-    if (format.specials == FNUZ && magnitude == 0 && negative != 0) {
-        value = F32_INFINITY | 1u << 22;
+    const u32 bits = format.exponent_bits + kept;
+    const u32 sign = 1u << bits;
+    const u32 spread = static_cast<u32>(static_cast<i32>(code << (31 - bits)) >> (8 - format.exponent_bits));
+    const u32 moved = spread & (1u << 31 | (sign - 1) << (23 - kept));
+    const u32 value = multiply(moved, static_cast<u32>(254 - format.bias) << 23);
+    if (format.specials == FNUZ) {
+        return moved == 1u << 31 ? 1u << 31 | F32_INFINITY | 1u << 22 : value;
     }
-    return negative | value;
+    const u32 special = format.specials == IEEE ? sign - (1u << kept) : format.specials == FN ? sign - 1 : sign;
+    const u32 from = (special << (23 - kept)) + (static_cast<u32>(127 - format.bias) << 23);
+    return is_as_large(value, from) ? moved | F32_INFINITY : value;
 }
 
 // The value of a real element in memory form.

@@ -169,33 +169,34 @@ DEVICE bool in_square(const Descriptor& box, u64 tile, u32 step, Position* at) {
 // What a thread has counted of one box, over all tiles of it that its block takes: additions to memory are few, because those of
 // a whole device to one counter come one after the other.
 struct Count {
-    Tally* tally;
+    u32 box;
     u32 lossy;
     u32 invalid;
 };
 
-// Turns to a box, which is the same for all threads of the block; null ends.
-DEVICE void turn_to(Count* count, Tally* tally) {
-    if (count->tally == tally) {
+// Turns to a box, which is the same for all threads of the block; `boxes`, which is none, ends.
+DEVICE void turn_to(Count* count, u32 box, const Descriptor* table, u32 boxes, Tally* tallies) {
+    if (count->box == box) {
         return;
     }
-    if (count->tally != nullptr) {
-        add_up(&count->tally->lossy, count->lossy);
-        add_up(&count->tally->invalid, count->invalid);
+    if (count->box != boxes) {
+        Tally* tally = &tallies[table[count->box].counter];
+        add_up(&tally->lossy, count->lossy);
+        add_up(&tally->invalid, count->invalid);
     }
-    *count = {tally, 0, 0};
+    *count = {box, 0, 0};
 }
 
 // Any pair of types, any strides, any alignment. Units are elements; a tile is PLACE_STEPS * THREADS of them in the order of
 // the target, or a square of two dimensions.
 KERNEL touchdown_place(const Descriptor* table, const u64* first_tile, u32 boxes, Tally* tallies) {
-    Count count = {};
+    Count count = {boxes, 0, 0};
     ROLLED
     for (u64 tile = block_index(); tile < first_tile[boxes]; tile += block_count()) {
         const u32 number = box_of(first_tile, boxes, tile);
         const Descriptor& box = table[number];
         const u64 local = tile - first_tile[number];
-        turn_to(&count, &tallies[box.counter]);
+        turn_to(&count, number, table, boxes, tallies);
         ROLLED
         for (u32 step = 0; step < PLACE_STEPS; step++) {
             Position at;
@@ -217,7 +218,7 @@ KERNEL touchdown_place(const Descriptor* table, const u64* first_tile, u32 boxes
             count.invalid += is_invalid;
         }
     }
-    turn_to(&count, nullptr);
+    turn_to(&count, boxes, table, boxes, tallies);
 }
 
 // Bytes of the elements that vectors hold.
@@ -255,14 +256,15 @@ DEVICE u32 cast_vector(Position at) {
     for (u32 lane = 0; lane < CAST_LANES; lane++) {
         bool is_lossy = false;
         const Value value = decode(FROM, lane_of(in, from_size, lane));
-        u64 bits;
+        u32 bits;
         if (from_size == 1 && TO == BFLOAT16) {
             // It has every value of these types: its bits are the upper ones of the f32, a NaN's as encode_bfloat16 has them.
-            bits = (value.bits | ((value.bits & 0x7FFFFFFFu) > F32_INFINITY ? 0x00200000u : 0)) >> 16;
+            const u32 single_bits = static_cast<u32>(value.bits);
+            bits = (FROM == FLOAT8_E5M2 && is_nan(single_bits) ? single_bits | 0x00200000u : single_bits) >> 16;
         } else {
-            bits = encode(TO, value, false, &is_lossy);
+            bits = static_cast<u32>(encode(TO, value, false, &is_lossy));
         }
-        out[lane * to_size / 4] |= static_cast<u32>(bits) << lane * to_size * 8 % 32;
+        out[lane * to_size / 4] |= bits << lane * to_size * 8 % 32;
         lossy += is_lossy;
     }
     if (to_size == 1) {
@@ -291,14 +293,14 @@ DEVICE u32 cast_small(u32 from, u32 to, Position at) {
 // Units are vectors of CAST_LANES elements, contiguous, and aligned to 16 bytes, those of one byte to 8; a tile is CAST_STEPS *
 // THREADS of them.
 KERNEL touchdown_cast(const Descriptor* table, const u64* first_tile, u32 boxes, Tally* tallies) {
-    Count count = {};
+    Count count = {boxes, 0, 0};
     ROLLED
     for (u64 tile = block_index(); tile < first_tile[boxes]; tile += block_count()) {
         const u32 number = box_of(first_tile, boxes, tile);
         const Descriptor& box = table[number];
         const u64 local = tile - first_tile[number];
         const u32 pair = static_cast<u32>(box.from) << 8 | box.to;
-        turn_to(&count, &tallies[box.counter]);
+        turn_to(&count, number, table, boxes, tallies);
         ROLLED
         for (u32 step = 0; step < CAST_STEPS; step++) {
             const u64 index = (local * CAST_STEPS + step) * THREADS + thread_index();
@@ -321,7 +323,7 @@ KERNEL touchdown_cast(const Descriptor* table, const u64* first_tile, u32 boxes,
             }
         }
     }
-    turn_to(&count, nullptr);
+    turn_to(&count, boxes, table, boxes, tallies);
 }
 
 template <typename Word>

@@ -40,6 +40,9 @@ DEVICE u32 leading_zeros(u64 value) { return static_cast<u32>(__clzll(static_cas
 DEVICE u32 add(u32 a, u32 b) { return __float_as_uint(__fadd_rn(__uint_as_float(a), __uint_as_float(b))); }
 DEVICE u32 subtract(u32 a, u32 b) { return __float_as_uint(__fsub_rn(__uint_as_float(a), __uint_as_float(b))); }
 DEVICE u32 multiply(u32 a, u32 b) { return __float_as_uint(__fmul_rn(__uint_as_float(a), __uint_as_float(b))); }
+// Whether a magnitude is at least another; none is NaN.
+DEVICE bool is_as_large(u32 a, u32 b) { return fabsf(__uint_as_float(a)) >= __uint_as_float(b); }
+DEVICE bool is_nan(u32 a) { return __uint_as_float(a) != __uint_as_float(a); }
 
 // Adds the values of all threads of the block to a counter. Every thread of a warp gets here, so that a warp adds its
 // values up by shuffles and one thread makes one atomic addition, if there is anything to add.
@@ -86,6 +89,8 @@ DEVICE u32 bits_of(float value) {
 DEVICE u32 add(u32 a, u32 b) { return bits_of(single(a) + single(b)); }
 DEVICE u32 subtract(u32 a, u32 b) { return bits_of(single(a) - single(b)); }
 DEVICE u32 multiply(u32 a, u32 b) { return bits_of(single(a) * single(b)); }
+DEVICE bool is_as_large(u32 a, u32 b) { return __builtin_fabsf(single(a)) >= single(b); }
+DEVICE bool is_nan(u32 a) { return single(a) != single(a); }
 
 DEVICE void add_once(u64* counter, u64 value) { __atomic_fetch_add(counter, value, __ATOMIC_RELAXED); }
 DEVICE void add_up(u64* counter, u32 value) {

@@ -242,6 +242,32 @@ pub fn cost(chain: &[ByteCodec], encoded_len: u64, decoded_len: u64, window_max:
     total
 }
 
+/// The elements of a value that is stored as they are, with nothing but checksums behind them; `None` for other chains.
+///
+/// # Errors
+/// [`DecodeError`]: a checksum that is wrong or missing.
+pub fn plain<'v>(chain: &[ByteCodec], encoded: &'v [u8], verify: bool) -> Result<Option<&'v [u8]>, DecodeError> {
+    if chain.iter().any(|codec| *codec != ByteCodec::Crc32c) {
+        return Ok(None);
+    }
+    check(chain)?;
+    stripped(chain, encoded, verify).map(|(_, body)| Some(body))
+}
+
+/// A value without its trailing checksums, which are checked in place, and the codecs that are left.
+fn stripped<'c, 'v>(
+    chain: &'c [ByteCodec],
+    encoded: &'v [u8],
+    verify: bool,
+) -> Result<(&'c [ByteCodec], &'v [u8]), DecodeError> {
+    let (mut rest, mut body) = (chain, encoded);
+    while let [before @ .., ByteCodec::Crc32c] = rest {
+        body = crc32c::strip(body, verify)?;
+        rest = before;
+    }
+    Ok((rest, body))
+}
+
 /// Decodes a whole value into the whole of `out`.
 ///
 /// The fast path: trailing checksums are checked in place and a single zstd frame or blosc container is decoded straight
@@ -252,11 +278,7 @@ pub fn cost(chain: &[ByteCodec], encoded_len: u64, decoded_len: u64, window_max:
 /// [`DecodeError`]; `out` then holds unspecified bytes.
 pub fn decode_all(chain: &[ByteCodec], encoded: &[u8], out: &mut [u8], verify: bool) -> Result<(), DecodeError> {
     check(chain)?;
-    let (mut rest, mut body) = (chain, encoded);
-    while let [before @ .., ByteCodec::Crc32c] = rest {
-        body = crc32c::strip(body, verify)?;
-        rest = before;
-    }
+    let (rest, body) = stripped(chain, encoded, verify)?;
     match rest {
         [] => raw::copy(body, out),
         [ByteCodec::Zstd] => zstd::decode_into(body, out),

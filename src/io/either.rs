@@ -89,6 +89,10 @@ impl Reader for EitherReader {
         self.events.waker()
     }
 
+    fn leaves_warm_reads(&self) -> bool {
+        true
+    }
+
     fn name(&self) -> &'static str {
         "auto"
     }

@@ -13,6 +13,7 @@ use rustix::io::Errno;
 use crate::error::{Error, ErrorKind, Result};
 use crate::limits::DIR_ENTRIES_MAX;
 use crate::need::{DirEntry, EntryKind};
+use super::warm::Warmth;
 use crate::relpath::RelPath;
 
 /// An open checkpoint directory. Every file is opened relative to it, read-only, and cannot lie outside: the kernel
@@ -32,6 +33,7 @@ pub struct OpenFile {
     path: RelPath,
     size: u64,
     direct: Option<Direct>,
+    warmth: Warmth,
 }
 
 /// A file open a second time, for reads past the page cache.
@@ -94,6 +96,20 @@ impl OpenFile {
     /// The same file for reads past the page cache, if that is how it should be read.
     pub fn direct(&self) -> Option<&Direct> {
         self.direct.as_ref().filter(|direct| !direct.refused.load(Ordering::Relaxed))
+    }
+
+    /// Whether [`read_warm`](Self::read_warm) is worth a try.
+    pub fn is_likely_warm(&self) -> bool {
+        self.warmth.is_likely()
+    }
+
+    /// Fills a buffer from an offset on if that needs no waiting, because memory has all of it: returns whether it did. If not,
+    /// what the buffer holds is not said.
+    ///
+    /// # Errors
+    /// What the system says; `UnexpectedEof` if the file ends before.
+    pub fn read_warm(&self, buffer: &mut [u8], offset: u64) -> std::io::Result<bool> {
+        self.warmth.read(&self.file, buffer, offset)
     }
 
     #[cfg(all(test, feature = "uring"))]
@@ -185,7 +201,7 @@ impl Root {
         // On a regular file the flag has no use, and io_uring takes it to mean that a read must not wait for the disk.
         rustix::fs::fcntl_setfl(&fd, OFlags::empty()).map_err(|errno| self.refused(errno, "open", path))?;
         let size = u64::try_from(stat.st_size).unwrap_or(0);
-        Ok(Some(OpenFile { file: File::from(fd), path: path.clone(), size, direct: None }))
+        Ok(Some(OpenFile { file: File::from(fd), path: path.clone(), size, direct: None, warmth: Warmth::default() }))
     }
 
     /// The entries of a directory, sorted by name; `None` if there is no such directory.

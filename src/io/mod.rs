@@ -27,6 +27,7 @@ pub mod store;
 mod sync;
 #[cfg(feature = "uring")]
 mod uring;
+mod warm;
 
 pub use budget::{Budget, Credit};
 pub use buffer::Buffer;

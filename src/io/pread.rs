@@ -103,6 +103,10 @@ impl Reader for PreadReader {
         self.events.waker()
     }
 
+    fn leaves_warm_reads(&self) -> bool {
+        true
+    }
+
     fn name(&self) -> &'static str {
         "pread"
     }

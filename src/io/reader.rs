@@ -27,6 +27,12 @@ pub trait Reader: Send {
     /// What it reads with, as the command line's `--io` calls it.
     fn name(&self) -> &'static str;
 
+    /// Whether those who need bytes are to look by themselves first whether memory has them ([`OpenFile::read_warm`]): this reader
+    /// would only copy them, on another core.
+    fn leaves_warm_reads(&self) -> bool {
+        false
+    }
+
     /// Whether it reads past the page cache where a file prefers that ([`OpenFile::direct`]).
     fn reads_directly(&self) -> bool {
         false

@@ -11,15 +11,15 @@ use std::time::Instant;
 
 use rayon::ThreadPool;
 
-use super::carry::{Carrier, Stored};
 use super::engine::Stall;
-use super::land::{FirstError, Stream, located, part_of_read};
+use super::land::{FirstError, located};
 use super::state::Stage;
+use super::stream::Stream;
+use super::warm::{land_batch, land_warm};
 use super::work::{self, Work};
 use crate::error::{Error, ErrorKind, Result};
 use crate::io::{Budget, Completion, Credit, OpenFile, ReadAt, Reader, Ring, Slot, Ticket, read_error, short_file};
 use crate::limits::{LOAD_OPEN_FILES_MAX, TASKS_PER_WORKER};
-use crate::plan::Source;
 
 /// Does one load on the driver's thread. Stops early when `closing` is set.
 pub(super) fn run(
@@ -125,6 +125,10 @@ enum Reading {
 /// What a task reports.
 enum Done {
     Batch { leaves: Vec<usize> },
+    /// A batch of so many bytes that the worker has read out of memory.
+    Warm { leaves: Vec<usize>, len: u64 },
+    /// A batch whose bytes memory does not have.
+    Cold { batch: usize, file: Arc<OpenFile>, credit: Credit },
     Segment { batch: usize, stream: Option<Box<Stream>> },
     Finished { batch: usize, leaves: Vec<usize> },
 }
@@ -269,6 +273,10 @@ impl Drive<'_> {
             return Err(short_file(&self.work.root.shown(file.path()), offset, len, file.size()));
         };
         if len <= self.work.limits.slot_bytes {
+            if self.reader.leaves_warm_reads() && file.direct().is_none() && file.is_likely_warm() {
+                self.spawn_warm(batch, file, len, credit);
+                return Ok(());
+            }
             let buffer = self.ring.slot()?;
             self.submit(Reading::Batch { batch, credit }, file, offset, len, buffer);
             return Ok(());
@@ -368,32 +376,31 @@ impl Drive<'_> {
         }
     }
 
+    /// Has the reader read what a worker did not find in memory.
+    fn read_cold(&mut self, batch: usize, file: Arc<OpenFile>, credit: Credit) {
+        let Some(range) = self.work.landing.plan.batches[batch].read.filter(|_| !self.stopping()) else { return };
+        match self.ring.slot() {
+            Ok(buffer) => self.submit(Reading::Batch { batch, credit }, file, range.offset, range.len, buffer),
+            Err(error) => self.error.put(u32::MAX, error),
+        }
+    }
+
     /// Decodes every unit of a batch in one task.
     fn spawn_batch(&mut self, number: usize, read: Option<(ReadAt, Credit)>) {
         let (landing, ring, error) = (Arc::clone(&self.work.landing), Arc::clone(self.ring), Arc::clone(&self.error));
         self.spawn(move || {
-            let batch = &landing.plan.batches[number];
-            let mut leaves = Vec::new();
-            let mut carrier = Carrier::new(&landing, &ring);
-            for position in batch.units.clone() {
-                let unit = &landing.plan.units[position as usize];
-                let stored: Result<Stored<'_>> = match (&unit.source, &read, batch.read) {
-                    (Source::File { offset, len, .. }, Some((read, _)), Some(range)) => {
-                        part_of_read(read.bytes(), offset - range.offset, *len)
-                    }
-                    (Source::Inline(bytes), ..) | (Source::Fill(bytes), ..) => Ok(Stored::all(bytes)),
-                    _ => Err(Error::bug("a unit has no bytes")),
-                };
-                match stored.and_then(|stored| landing.land(position, stored, &mut carrier)) {
-                    Ok(done) => leaves.extend(done),
-                    Err(failed) => error.put(position, failed),
-                }
-            }
-            match carrier.finish() {
-                Ok(done) => leaves.extend(done),
-                Err(failed) => error.put(batch.units.start, failed),
-            }
-            Done::Batch { leaves }
+            let bytes = read.as_ref().map_or(&[][..], |(read, _)| read.bytes());
+            Done::Batch { leaves: land_batch(&landing, number, bytes, &ring, &error) }
+        });
+    }
+
+    /// Has a worker read a batch out of memory and decode it. What memory does not have comes back, for the reader.
+    fn spawn_warm(&mut self, number: usize, file: Arc<OpenFile>, len: u64, credit: Credit) {
+        let (landing, ring, error) = (Arc::clone(&self.work.landing), Arc::clone(self.ring), Arc::clone(&self.error));
+        let root = Arc::clone(&self.work.root);
+        self.spawn(move || match land_warm(&landing, number, (&root, &file), &ring, &error) {
+            Some(leaves) => Done::Warm { leaves, len },
+            None => Done::Cold { batch: number, file, credit },
         });
     }
 
@@ -481,6 +488,13 @@ impl Drive<'_> {
             self.tasks -= 1;
             match report {
                 Done::Batch { leaves } => self.work.complete(leaves),
+                Done::Warm { leaves, len } => {
+                    self.requests += 1;
+                    self.read.bytes += len;
+                    self.work.status.count.bytes_read.fetch_add(len, Ordering::Relaxed);
+                    self.work.complete(leaves);
+                }
+                Done::Cold { batch, file, credit } => self.read_cold(batch, file, credit),
                 Done::Segment { batch, stream } => {
                     if let Some(flow) = self.streams.get_mut(&batch) {
                         flow.busy = false;

@@ -10,15 +10,16 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
 use super::carry::{Carrier, Place, Stored};
-use crate::decode::{self, Decoder};
+use super::stream::Stream;
+use crate::decode;
 use crate::dtype::CastPolicy;
 use crate::error::{Error, Result};
-use crate::io::{Ring, Slot};
+use crate::io::Ring;
 use crate::layout::orbax::sums::ValueSum;
 use crate::place::Gpu;
 use crate::place::parcel::{Carried, Span};
 use crate::plan::route::{Elements, Route, routes};
-use crate::plan::{Placement, Plan, PlannedShard, SingleShard, Slabs, Source, Unit, UnitArray, Verify};
+use crate::plan::{Placement, Plan, PlannedShard, SingleShard, Source, Unit, UnitArray, Verify};
 use crate::shape::{Region, strides};
 use crate::transform::cpu::{Cpu, OpError, SharedBytes, convert};
 use crate::transform::{Convert, Executor, Op, Step};
@@ -46,7 +47,7 @@ pub(super) struct Landing {
     pub(super) transform: StageCount,
     pub(super) copy: StageCount,
     /// Stored bytes whose unit was read in part, or was not to be checked.
-    unverified: AtomicU64,
+    pub(super) unverified: AtomicU64,
 }
 
 /// The memory of a shard.
@@ -199,7 +200,11 @@ impl Landing {
         if !unit.whole || !verify {
             self.unverified.fetch_add(stored.len as u64, Ordering::Relaxed);
         }
-        if array.codecs.is_empty() || !unit.whole {
+        let (plain, stored) = match unit.whole.then(|| self.plain(unit, array, stored, verify)).transpose()?.flatten() {
+            Some(body) => (true, body),
+            None => (!unit.whole, stored),
+        };
+        if plain {
             expect_len(stored.len as u64, unit.decoded_bytes)?;
             let lies = Lies { strides: strides(&unit.shape), skip_bytes: unit.skip };
             let mut place = Place::Stored(stored);
@@ -231,9 +236,48 @@ impl Landing {
         stream.finish(unit)
     }
 
+    /// The elements of a whole unit that is stored as they are, perhaps with checksums behind them; `None` for encoded ones.
+    fn plain<'s>(
+        &self,
+        unit: &Unit,
+        array: &UnitArray,
+        stored: Stored<'s>,
+        verify: bool,
+    ) -> Result<Option<Stored<'s>>> {
+        let start = Instant::now();
+        let Some(body) = decode::plain(&array.codecs, stored.bytes(), verify)? else { return Ok(None) };
+        if !array.codecs.is_empty() {
+            self.decode.add(start, unit.decoded_bytes);
+        }
+        Ok(stored.part(0, body.len()))
+    }
+
+    /// Where in its file a unit lies, and the memory of the shard that wants it just as it is stored there; `None` for other units.
+    #[allow(clippy::mut_from_ref, reason = "see `direct`")]
+    pub(super) fn as_stored(&self, position: u32) -> Option<(u64, &mut [u8])> {
+        let unit = &self.plan.units[position as usize];
+        let array = &self.plan.arrays[unit.array as usize];
+        let Source::File { offset, len, .. } = unit.source else { return None };
+        // What is sealed is checked before it lands.
+        let plain = array.codecs.is_empty() && unit.sum.is_none() && !unit.indexed && unit.skip == 0;
+        if !plain || len != unit.decoded_bytes {
+            return None;
+        }
+        self.direct(unit, array).map(|target| (offset, target))
+    }
+
+    /// Counts off a unit that was read to where [`as_stored`](Self::as_stored) said.
+    pub(super) fn landed_as_stored(&self, position: u32) -> Result<Vec<usize>> {
+        let unit = &self.plan.units[position as usize];
+        if !unit.whole || self.plan.limits.verify == Verify::Off {
+            self.unverified.fetch_add(unit.decoded_bytes, Ordering::Relaxed);
+        }
+        self.landed(position)
+    }
+
     /// The memory of a shard into which a unit can be decoded as it is: same type, same order, nothing left out.
     #[allow(unsafe_code, clippy::mut_from_ref)]
-    fn direct(&self, unit: &Unit, array: &UnitArray) -> Option<&mut [u8]> {
+    pub(super) fn direct(&self, unit: &Unit, array: &UnitArray) -> Option<&mut [u8]> {
         let [placement] = unit.placements.as_slice() else { return None };
         let convert = self.convert(array, placement);
         let elements =
@@ -274,7 +318,7 @@ impl Landing {
     }
 
     /// Puts boxes of decoded elements into shards in host memory, and gives the others to the carrier.
-    fn place<'s>(
+    pub(super) fn place<'s>(
         &'s self,
         unit: &Unit,
         array: &UnitArray,
@@ -381,121 +425,9 @@ impl Landing {
 type Wanted<'p> = (&'p Placement, Carried);
 
 /// How a box of elements lies in decoded bytes: the distances of its elements, and how many bytes of it lie before them.
-struct Lies {
-    strides: Vec<u64>,
-    skip_bytes: u64,
-}
-
-/// A unit larger than a slot, decoded piece by piece.
-pub(super) struct Stream {
-    decoder: Box<dyn Decoder>,
-    output: Output,
-    /// The checksum that is wanted of all that is fed, and that of what was.
-    sum: Option<(ValueSum, u32)>,
-}
-
-enum Output {
-    /// Straight into the shard; how many bytes are written.
-    Direct(usize),
-    /// Through a slab.
-    Slabs { slabs: Slabs, slab: Option<(crate::shape::Region, u64)>, buffer: Slot, filled: usize },
-}
-
-impl Stream {
-    /// Starts a unit of so many stored bytes.
-    pub(super) fn new(landing: &Landing, unit: &Unit, encoded: u64, ring: &Arc<Ring>) -> Result<Self> {
-        let array = &landing.plan.arrays[unit.array as usize];
-        let verify = landing.plan.limits.verify != Verify::Off;
-        if !verify {
-            landing.unverified.fetch_add(encoded, Ordering::Relaxed);
-        }
-        let decoder = decode::decoder(
-            &array.codecs,
-            encoded,
-            unit.decoded_bytes,
-            verify,
-            landing.plan.limits.window_bytes_max(),
-        )?;
-        let output = if landing.direct(unit, array).is_some() {
-            Output::Direct(0)
-        } else {
-            let mut slabs = unit.slabs(array.dtype.size(), landing.plan.limits.slot_bytes);
-            let slab = slabs.next();
-            Output::Slabs { slabs, slab, buffer: ring.slot()?, filled: 0 }
-        };
-        Ok(Self { decoder, output, sum: unit.sum.map(|sum| (sum, 0)) })
-    }
-
-    /// Decodes the next stored bytes, and places every slab that they complete.
-    pub(super) fn feed(&mut self, landing: &Landing, unit: &Unit, mut stored: &[u8], ring: &Arc<Ring>) -> Result<()> {
-        let array = &landing.plan.arrays[unit.array as usize];
-        if let Some((_, crc)) = &mut self.sum {
-            *crc = crc32c::crc32c_append(*crc, stored);
-        }
-        loop {
-            let start = Instant::now();
-            let step = match &mut self.output {
-                Output::Direct(written) => {
-                    let target =
-                        landing.direct(unit, array).ok_or_else(|| Error::bug("a direct unit lost its target"))?;
-                    let step = self.decoder.step(stored, &mut target[*written..])?;
-                    *written += step.written;
-                    step
-                }
-                Output::Slabs { slab, buffer, filled, .. } => {
-                    let room = match slab {
-                        Some((_, bytes)) => usize_of(*bytes)?,
-                        None => 0,
-                    };
-                    let step = self.decoder.step(stored, &mut buffer[*filled..room])?;
-                    *filled += step.written;
-                    step
-                }
-            };
-            landing.decode.add(start, step.written as u64);
-            stored = &stored[step.read..];
-            let placed = self.place_full_slab(landing, unit, array, ring)?;
-            // Either everything is used up, or the output is complete and the format ignores what follows.
-            if step.read == 0 && step.written == 0 && !placed {
-                return Ok(());
-            }
-        }
-    }
-
-    fn place_full_slab(&mut self, landing: &Landing, unit: &Unit, array: &UnitArray, ring: &Arc<Ring>) -> Result<bool> {
-        let Output::Slabs { slabs, slab, buffer, filled } = &mut self.output else { return Ok(false) };
-        let Some((region, bytes)) = slab else { return Ok(false) };
-        if (*filled as u64) < *bytes {
-            return Ok(false);
-        }
-        // Positions in the slab: strides of the whole unit, counted from the slab's first element.
-        let unit_strides = strides(&unit.shape);
-        let first: u64 = region.start.iter().zip(&unit_strides).map(|(at, stride)| at * stride).sum();
-        let clipped: Vec<Placement> = unit.placements.iter().filter_map(|placement| placement.clip(region)).collect();
-        let skip = first * array.dtype.size() as u64;
-        let lies = Lies { strides: unit_strides, skip_bytes: skip };
-        let mut carrier = Carrier::new(landing, ring);
-        let slab_bytes = Place::Stored(Stored { memory: buffer, start: 0, len: *filled });
-        landing.place(unit, array, &clipped, &lies, slab_bytes, &mut carrier)?;
-        // The slab is decoded into again as soon as devices have it.
-        carrier.send()?;
-        *slab = slabs.next();
-        *filled = 0;
-        Ok(true)
-    }
-
-    /// Ends the unit: everything was fed.
-    pub(super) fn finish(mut self, unit: &Unit) -> Result<()> {
-        if let Some((sum, crc)) = self.sum {
-            sum.check(crc)?;
-        }
-        self.decoder.finish()?;
-        let complete = match &self.output {
-            Output::Direct(written) => *written as u64 == unit.decoded_bytes,
-            Output::Slabs { slab, .. } => slab.is_none(),
-        };
-        if complete { Ok(()) } else { Err(Error::corrupt("a chunk decodes to fewer bytes than its shape needs")) }
-    }
+pub(super) struct Lies {
+    pub(super) strides: Vec<u64>,
+    pub(super) skip_bytes: u64,
 }
 
 /// What the planner asks of the decoders.

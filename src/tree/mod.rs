@@ -37,10 +37,12 @@ pub mod save;
 pub mod seal;
 mod shard;
 mod state;
+mod stream;
 mod target;
 mod tensors;
 mod value;
 pub mod verify;
+mod warm;
 mod work;
 
 pub use api::{Load, LoadedItem, Save, load, load_async, load_items, metadata, open, save, save_async, save_items};

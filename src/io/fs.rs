@@ -10,10 +10,10 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use rustix::fs::{FileType, Mode, OFlags, ResolveFlags};
 use rustix::io::Errno;
 
+use super::warm::Warmth;
 use crate::error::{Error, ErrorKind, Result};
 use crate::limits::DIR_ENTRIES_MAX;
 use crate::need::{DirEntry, EntryKind};
-use super::warm::Warmth;
 use crate::relpath::RelPath;
 
 /// An open checkpoint directory. Every file is opened relative to it, read-only, and cannot lie outside: the kernel

@@ -7,7 +7,7 @@ use std::collections::{HashMap, VecDeque};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use rayon::ThreadPool;
 
@@ -124,13 +124,29 @@ enum Reading {
 
 /// What a task reports.
 enum Done {
-    Batch { leaves: Vec<usize> },
+    Batch {
+        leaves: Vec<usize>,
+    },
     /// A batch of so many bytes that the worker has read out of memory.
-    Warm { leaves: Vec<usize>, len: u64 },
+    Warm {
+        leaves: Vec<usize>,
+        len: u64,
+        busy: Duration,
+    },
     /// A batch whose bytes memory does not have.
-    Cold { batch: usize, file: Arc<OpenFile>, credit: Credit },
-    Segment { batch: usize, stream: Option<Box<Stream>> },
-    Finished { batch: usize, leaves: Vec<usize> },
+    Cold {
+        batch: usize,
+        file: Arc<OpenFile>,
+        credit: Credit,
+    },
+    Segment {
+        batch: usize,
+        stream: Option<Box<Stream>>,
+    },
+    Finished {
+        batch: usize,
+        leaves: Vec<usize>,
+    },
 }
 
 /// A unit larger than a slot on its way: at most two slots, one being read while the other is decoded, beside the slab in
@@ -399,7 +415,7 @@ impl Drive<'_> {
         let (landing, ring, error) = (Arc::clone(&self.work.landing), Arc::clone(self.ring), Arc::clone(&self.error));
         let root = Arc::clone(&self.work.root);
         self.spawn(move || match land_warm(&landing, number, (&root, &file), &ring, &error) {
-            Some(leaves) => Done::Warm { leaves, len },
+            Some((leaves, busy)) => Done::Warm { leaves, len, busy },
             None => Done::Cold { batch: number, file, credit },
         });
     }
@@ -488,7 +504,8 @@ impl Drive<'_> {
             self.tasks -= 1;
             match report {
                 Done::Batch { leaves } => self.work.complete(leaves),
-                Done::Warm { leaves, len } => {
+                Done::Warm { leaves, len, busy } => {
+                    self.read.busy += busy;
                     self.requests += 1;
                     self.read.bytes += len;
                     self.work.status.count.bytes_read.fetch_add(len, Ordering::Relaxed);

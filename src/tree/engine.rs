@@ -31,8 +31,8 @@ use super::work::Work;
 use crate::error::{Error, ErrorKind, Result};
 use crate::io::{self, Io, Reader, Ring};
 use crate::limits::{
-    DEVICE_STAGING_BYTES_DEFAULT, MERGE_GAP_BYTES_DEFAULT, READER_THREADS_MIN, SLOT_BYTES, SLOT_SLACK_BYTES,
-    SLOTS_MIN, STAGING_BYTES_DEFAULT, STALL_AFTER_DEFAULT,
+    DEVICE_STAGING_BYTES_DEFAULT, MERGE_GAP_BYTES_DEFAULT, READER_THREADS_MIN, SLOT_BYTES, SLOT_SLACK_BYTES, SLOTS_MIN,
+    STAGING_BYTES_DEFAULT, STALL_AFTER_DEFAULT,
 };
 use crate::place::{Destination, Memory, ShardSpec};
 use crate::plan::{Limits, Plan, Verify};

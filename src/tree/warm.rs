@@ -2,7 +2,7 @@
 //! its caches, and straight to where it belongs if it is wanted as it is stored. A reader's thread would copy it on another core.
 
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use super::carry::{Carrier, Stored};
 use super::land::{FirstError, Landing, located, part_of_read, usize_of};
@@ -10,16 +10,17 @@ use crate::error::{Error, Result};
 use crate::io::{OpenFile, Ring, Root, read_error};
 use crate::plan::Source;
 
-/// Reads a batch out of memory and lands it; the leaves that are complete by it, or `None` if memory does not have all of it:
-/// then nothing has landed.
+/// Reads a batch out of memory and lands it; the leaves that are complete by it, and how long reading took. `None` if memory does
+/// not have all of it: then nothing has landed.
 pub(super) fn land_warm(
     landing: &Landing,
     number: usize,
     (root, file): (&Root, &OpenFile),
     ring: &Arc<Ring>,
     errors: &FirstError,
-) -> Option<Vec<usize>> {
+) -> Option<(Vec<usize>, Duration)> {
     let batch = &landing.plan.batches[number];
+    let start = Instant::now();
     let land = || {
         let range = batch.read.ok_or_else(|| Error::bug("a batch has nothing to read"))?;
         let read = |target: &mut [u8], offset: u64| {
@@ -30,21 +31,24 @@ pub(super) fn land_warm(
         if batch.units.len() == 1
             && let Some((offset, target)) = landing.as_stored(batch.units.start)
         {
-            let start = Instant::now();
             if !read(target, offset)? {
                 return Ok(None);
             }
-            landing.transform.add(start, target.len() as u64);
-            return landing.landed_as_stored(batch.units.start).map(Some);
+            let busy = start.elapsed();
+            return Ok(Some((landing.landed_as_stored(batch.units.start)?, busy)));
         }
         let mut slot = ring.slot()?;
         let room = slot.get_mut(..usize_of(range.len)?).ok_or_else(|| Error::bug("a batch is larger than a slot"))?;
-        Ok(if read(room, range.offset)? { Some(land_batch(landing, number, room, ring, errors)) } else { None })
+        if !read(room, range.offset)? {
+            return Ok(None);
+        }
+        let busy = start.elapsed();
+        Ok(Some((land_batch(landing, number, room, ring, errors), busy)))
     };
     land().unwrap_or_else(|error| {
         let first = &landing.plan.units[batch.units.start as usize];
         errors.put(batch.units.start, located(error, &landing.plan, first));
-        Some(Vec::new())
+        Some((Vec::new(), start.elapsed()))
     })
 }
 

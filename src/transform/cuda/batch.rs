@@ -141,7 +141,8 @@ impl Launch {
 
     /// A number of blocks that fills any device: one a tile, up to what a grid may have, or what one counter takes.
     pub fn blocks(&self) -> u32 {
-        let most = if matches!(self.kernel, Kernel::Place | Kernel::Cast) { COUNTING_BLOCKS_MAX } else { GRID_BLOCKS_MAX };
+        let most =
+            if matches!(self.kernel, Kernel::Place | Kernel::Cast) { COUNTING_BLOCKS_MAX } else { GRID_BLOCKS_MAX };
         self.tiles().min(most) as u32
     }
 }

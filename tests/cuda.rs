@@ -160,6 +160,26 @@ fn five_thousand_small_arrays_are_a_few_dozen_launches() {
 }
 
 #[test]
+fn arrays_of_many_dimensions_are_few_launches_if_few_of_them_matter() {
+    let test = "arrays_of_many_dimensions_are_few_launches_if_few_of_them_matter";
+    let Some(simulator) = Simulator::start(test, Machine::default()) else { return };
+    let dir = tempfile::tempdir().unwrap();
+    let tree = Tree::new().with("w", array(&[64, 64, 8, 1, 1, 1, 1, 1, 1, 2], DType::Float32, 1));
+    touchdown::save(dir.path().join("c"), &tree, &SaveOptions::default()).unwrap();
+    let checkpoint = touchdown::open(dir.path().join("c")).unwrap();
+    let engine = Engine::new(options()).unwrap();
+    let load = |devices: Vec<Device>| {
+        let target = onto(checkpoint.target().cast([("**", DType::BFloat16)]), devices);
+        engine.load(&checkpoint, &target).unwrap().wait().unwrap()
+    };
+    let (want, got) = (load(Device::cpus(1)), load(gpus(1)));
+    assert_same(&want, &got, "ten dimensions");
+    assert!((1..=4).contains(&got.report().launches), "{} launches", got.report().launches);
+    drop((engine, got));
+    assert_eq!(simulator.report(), "");
+}
+
+#[test]
 fn large_boxes_are_packed_in_pieces() {
     let Some(bed) = Bed::start("large_boxes_are_packed_in_pieces", Machine { delay_us: 20, ..Machine::default() })
     else {

@@ -172,6 +172,38 @@ fn what_a_program_gave_its_streams_before_is_seen() {
     assert_eq!(simulator.report(), "");
 }
 
+/// A program may still write to its arrays, on streams that nobody else knows, when it has them loaded into.
+#[test]
+fn a_load_into_arrays_comes_after_what_their_program_gave() {
+    let test = "a_load_into_arrays_comes_after_what_their_program_gave";
+    let Some(simulator) = Simulator::start(test, Machine { delay_us: 3000, ..Machine::default() }) else { return };
+    assert_eq!(touchdown::place::probe_cuda().count(), 8);
+    let dir = tempfile::tempdir().unwrap();
+    let tree = Tree::new().with("w", array(&[4096], DType::UInt8, 1));
+    touchdown::save(dir.path().join("c"), &tree, &SaveOptions::default()).unwrap();
+    let checkpoint = touchdown::open(dir.path().join("c")).unwrap();
+    let target = onto(checkpoint.target(), [Device::Cuda { ordinal: 3, logical: None }]);
+    let engine = Engine::new(options()).unwrap();
+    let mut state = engine.load(&checkpoint, &target).unwrap().wait().unwrap();
+    let want = contents(&state);
+    let program = Lent::new(&simulator, 3);
+    let set = simulator.symbol::<unsafe extern "C" fn(u64, u8, usize, usize) -> u32>("cuMemsetD8Async");
+    let wait = simulator.symbol::<unsafe extern "C" fn(usize) -> u32>("cuStreamSynchronize");
+    for round in 0..3 {
+        let pointer = state.array("w").unwrap().shards()[0].device_memory().unwrap().pointer();
+        for value in 0..6 {
+            // SAFETY: the driver's signature; the array's own memory, which nobody else uses.
+            assert_eq!(unsafe { set(pointer, value, 4096, program.stream) }, 0);
+        }
+        engine.load_into(&checkpoint, &target, &mut state).unwrap();
+        // SAFETY: the driver's signature.
+        assert_eq!(unsafe { wait(program.stream) }, 0);
+        assert!(contents(&state) == want, "round {round}: what the program gave before came last");
+    }
+    drop((state, program, engine));
+    assert_eq!(simulator.report(), "");
+}
+
 #[test]
 fn arrays_on_devices_are_loaded_into_in_place() {
     let test = "arrays_on_devices_are_loaded_into_in_place";

@@ -168,6 +168,14 @@ fn arrays_become_slices_that_cudarc_owns() {
     assert!(refused(shard(&own)).contains("the shard's memory is the engine's"));
     let host = engine.load(&checkpoint, &checkpoint.target()).unwrap().wait().unwrap();
     assert!(refused(shard(&host)).contains("not in device memory"));
+    if let Bed::Simulated(simulator) = &driver {
+        simulator.fail("cuMemAllocAsync", 2, CUresult::CUDA_ERROR_OUT_OF_MEMORY as u32);
+        let full = engine.load_to(&checkpoint, &target, &mut CudarcDestination::new(streams.clone())).unwrap_err();
+        simulator.fail("*", 0, 0);
+        let text = format!("{full:?}");
+        assert_eq!(full.kind(), ErrorKind::OutOfMemory, "{text}");
+        assert!(text.contains("bytes free beside those before it") && text.contains("large: "), "{text}");
+    }
     let lacking = engine.load_to(&checkpoint, &target, &mut CudarcDestination::new([])).unwrap_err();
     assert!(lacking.kind() == ErrorKind::Device && lacking.to_string().contains("no stream"), "{lacking}");
     drop((state, own, owned, engine));

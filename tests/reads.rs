@@ -5,14 +5,18 @@
     clippy::expect_used,
     clippy::panic,
     clippy::print_stdout,
+    clippy::print_stderr,
     reason = "tests panic to fail and print their counts"
 )]
+
+mod support;
 
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
+use support::files_below;
 use touchdown::io::{Completion, Io, PreadReader, ReadAt, Reader, ReaderWaker, Ticket};
 use touchdown::tree::Stall;
 use touchdown::tree::save::{LeafOptions, NewArray, SaveOptions, Tree};
@@ -39,13 +43,8 @@ fn saved(home: &Path, compression: Compression) -> Checkpoint {
     touchdown::open(home.join("c")).unwrap()
 }
 
-fn files(dir: &Path) -> Vec<PathBuf> {
-    let entries = std::fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().path());
-    entries.flat_map(|path| if path.is_dir() { files(&path) } else { vec![path] }).collect()
-}
-
 fn drop_from_cache(dir: &Path) {
-    for path in files(dir) {
+    for path in files_below(dir) {
         let file = std::fs::File::open(path).unwrap();
         file.sync_all().unwrap();
         rustix::fs::fadvise(&file, 0, None, rustix::fs::Advice::DontNeed).unwrap();
@@ -59,7 +58,7 @@ fn cached(dir: &Path) -> u64 {
         let size = file.metadata().unwrap().len();
         touchdown::io::cached_bytes(&file, size).unwrap()
     };
-    files(dir).into_iter().map(of).sum()
+    files_below(dir).into_iter().map(of).sum()
 }
 
 /// Whole arrays and columns over four devices, from a cold cache, by every reader.

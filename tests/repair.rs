@@ -14,13 +14,12 @@ mod stopping;
 mod support;
 
 use std::cell::Cell;
-use std::collections::BTreeMap;
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 
 use stopping::stopping;
-use support::{copy_tree, fixture, python, read_json, run_python, scratch, touchdown};
+use support::{contents_below, copy_tree, fixture, python, read_json, run_python, scratch, touchdown};
 use touchdown::ErrorKind;
 use touchdown::tree::diff::diff;
 use touchdown::tree::repair::{Repaired, repair};
@@ -34,23 +33,6 @@ fn options() -> EngineOptions {
 
 fn repaired(from: &Path, to: &Path) -> touchdown::Result<Repaired> {
     repair(from, to, &OpenOptions::default(), &SaveOptions::default(), &|| false)
-}
-
-/// The files below a directory, by their paths in it.
-fn files(dir: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
-    let mut found = BTreeMap::new();
-    let mut waiting = vec![dir.to_owned()];
-    while let Some(next) = waiting.pop() {
-        for entry in fs::read_dir(next).unwrap() {
-            let path = entry.unwrap().path();
-            if path.is_dir() {
-                waiting.push(path);
-            } else {
-                found.insert(path.strip_prefix(dir).unwrap().to_owned(), fs::read(&path).unwrap());
-            }
-        }
-    }
-    found
 }
 
 /// What is wrong, in words.
@@ -80,10 +62,10 @@ fn orbax_loads_what_was_repaired() {
         fs::remove_file(database.join("manifest.ocdbt")).unwrap();
         fs::remove_dir_all(database.join("d")).unwrap();
         assert!(problems(&from).iter().any(|problem| problem.contains("manifest.ocdbt")), "{name}");
-        let before = files(&from);
+        let before = contents_below(&from);
         let run = touchdown(["repair", from.to_str().unwrap(), to.to_str().unwrap()]);
         assert_eq!(run.code, Some(0), "{name}: {}", run.stderr);
-        assert!(before == files(&from), "{name}: the original was touched");
+        assert!(before == contents_below(&from), "{name}: the original was touched");
         assert_eq!(problems(&to), [""; 0], "{name}");
         merged.push(case.clone());
     }
@@ -99,7 +81,7 @@ fn what_lacks_a_value_or_no_manifest_is_refused() {
     let from = folder.join("from");
     copy_tree(&fixture("v0_unmerged").join("ckpt"), &from);
     let to = folder.join("to");
-    let before = files(&from);
+    let before = contents_below(&from);
     let done = repaired(&from, &to).unwrap();
     assert_eq!((done.items.len(), done.files), (1, before.len() as u64), "{done:?}");
     let [old, new] = [&from, &to].map(|path| touchdown::open(path).unwrap());
@@ -132,7 +114,7 @@ fn what_lacks_a_value_or_no_manifest_is_refused() {
     };
     let error = repair(&from, &odd, &OpenOptions::default(), &SaveOptions::default(), &stop).unwrap_err();
     assert_eq!((error.kind(), fs::read_dir(&folder).unwrap().count()), (ErrorKind::Cancelled, 2));
-    assert!(before == files(&from), "the original was touched");
+    assert!(before == contents_below(&from), "the original was touched");
     fs::remove_dir_all(&folder).unwrap();
 }
 

@@ -2,28 +2,23 @@
 
 #![allow(
     clippy::unwrap_used,
+    clippy::expect_used,
     clippy::panic,
     clippy::print_stdout,
+    clippy::print_stderr,
     reason = "tests panic to fail and print their counts"
 )]
 
-use std::path::{Path, PathBuf};
+mod support;
 
+use std::path::PathBuf;
+
+use support::files_below;
 use touchdown::tree::OpenOptions;
 use touchdown::tree::save::{NewArray, SaveOptions, Tree, TreeItem};
 use touchdown::tree::verify::verify;
 use touchdown::zarr::Format;
 use touchdown::{DType, Device, Engine, EngineOptions, Mesh, Sharding, spec};
-
-fn files(dir: &Path) -> Vec<PathBuf> {
-    let mut found = Vec::new();
-    for entry in std::fs::read_dir(dir).unwrap() {
-        let path = entry.unwrap().path();
-        if path.is_dir() { found.extend(files(&path)) } else { found.push(path) }
-    }
-    found.sort();
-    found
-}
 
 /// Arrays in values of their own and in nodes, a sharded one, a number and a string.
 fn tree() -> Tree {
@@ -69,7 +64,7 @@ fn every_flipped_bit_is_found() {
     let mut flipped = 0;
     // The marker is empty, and what the other says nobody reads.
     let says_nothing = |file: &PathBuf| file.ends_with("orbax.checkpoint") || file.ends_with("commit_success.txt");
-    for file in files(&path).into_iter().filter(|file| !says_nothing(file)) {
+    for file in files_below(&path).into_iter().filter(|file| !says_nothing(file)) {
         let bytes = std::fs::read(&file).unwrap();
         let is_sums = file.ends_with("_touchdown_sums.json");
         for bit in 0..bytes.len() * 8 {
@@ -116,7 +111,7 @@ fn everything_that_is_missing_is_found() {
             !["orbax.checkpoint", "commit_success.txt", "_touchdown_sums.json"].iter().any(|name| file.ends_with(name))
         };
         let dirs = ["state", "other", "config"].map(|name| path.join(name));
-        for file in files(&path).into_iter().filter(needed).chain(dirs) {
+        for file in files_below(&path).into_iter().filter(needed).chain(dirs) {
             std::fs::rename(&file, &aside).unwrap();
             assert!(!intact(), "{} is not missed", file.display());
             let loaded = touchdown::load_items(&path);

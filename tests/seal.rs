@@ -15,12 +15,12 @@ mod support;
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 
 use serde_json::Value as Json;
 use stopping::stopping;
-use support::{copy_tree, fixture, python, read_json, run_python, scratch, touchdown};
+use support::{contents_below, copy_tree, fixture, python, read_json, run_python, scratch, touchdown};
 use touchdown::io::{LocalStore, Store};
 use touchdown::tree::save::{LeafOptions, NewArray, SaveOptions, Tree};
 use touchdown::tree::seal::{Seal, seal};
@@ -33,23 +33,6 @@ const SUMS: &str = "_touchdown_sums.json";
 
 fn options() -> EngineOptions {
     EngineOptions { threads: 1, reader_threads: 1, staging_bytes: 32 << 20, ..EngineOptions::default() }
-}
-
-/// The files below a directory, by their paths in it.
-fn files(dir: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
-    let mut found = BTreeMap::new();
-    let mut waiting = vec![dir.to_owned()];
-    while let Some(next) = waiting.pop() {
-        for entry in fs::read_dir(next).unwrap() {
-            let path = entry.unwrap().path();
-            if path.is_dir() {
-                waiting.push(path);
-            } else {
-                found.insert(path.strip_prefix(dir).unwrap().to_owned(), fs::read(&path).unwrap());
-            }
-        }
-    }
-    found
 }
 
 fn load(engine: &Engine, path: &Path) -> touchdown::Result<u64> {
@@ -68,13 +51,13 @@ fn orbax_loads_what_was_sealed() {
     let mut values = 0;
     for case in cases.as_array().unwrap() {
         let path = folder.join(case["name"].as_str().unwrap());
-        let before = files(&path);
+        let before = contents_below(&path);
         let run = touchdown(["seal", path.to_str().unwrap(), "--json"]);
         assert_eq!(run.code, Some(0), "{}: {}", path.display(), run.stderr);
         let sealed: Json = serde_json::from_str(&run.stdout).unwrap();
         assert!(sealed["values"].as_u64() >= Some(4) && sealed["unsupported"] == serde_json::json!([]), "{sealed}");
         values += sealed["values"].as_u64().unwrap();
-        let mut after = files(&path);
+        let mut after = contents_below(&path);
         after.retain(|path, _| !path.ends_with(SUMS));
         assert!(before == after, "{}: a file that Orbax reads was touched", path.display());
         assert_eq!(load(&engine, &path).unwrap(), 0, "{}", path.display());
@@ -107,7 +90,7 @@ fn every_flipped_bit_of_a_sealed_value_is_found() {
         let again = seal(&path, &OpenOptions::default(), &options()).unwrap();
         assert_eq!(sealed, again, "{name}: it was sealed, and is the same");
         load(&engine, &path).unwrap();
-        let all = files(&path);
+        let all = contents_below(&path);
         let sums = all.iter().find(|(file, _)| file.ends_with(SUMS)).unwrap();
         let item = sums.0.parent().unwrap();
         let members: BTreeMap<String, Json> = serde_json::from_slice(sums.1).unwrap();
@@ -249,7 +232,8 @@ fn what_is_read_in_part_is_counted_and_what_is_read_whole_is_checked() {
         };
         assert_eq!((load(&engine, &path).unwrap(), row(&full).unwrap()), (0, 0), "{told}");
         assert_eq!(row(&engine).unwrap(), if raw { len / 4 } else { 0 }, "{told}");
-        let (file, mut bytes) = files(&path.join("state")).into_iter().max_by_key(|(_, bytes)| bytes.len()).unwrap();
+        let (file, mut bytes) =
+            contents_below(&path.join("state")).into_iter().max_by_key(|(_, bytes)| bytes.len()).unwrap();
         let middle = bytes.len() * 5 / 8;
         bytes[middle] ^= 1;
         fs::write(path.join("state").join(file), bytes).unwrap();

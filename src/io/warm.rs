@@ -81,7 +81,7 @@ mod tests {
 
     #[test]
     fn what_was_just_written_is_there_and_what_lies_behind_the_end_is_not() {
-        let bytes: Vec<u8> = (0..100_000u32).map(|n| (n * 7 >> 3) as u8).collect();
+        let bytes: Vec<u8> = (0..100_000u32).map(|n| (n * 7 / 8) as u8).collect();
         for dir in [tempfile::tempdir().unwrap(), tempfile::tempdir_in("/dev/shm").unwrap()] {
             let (file, warmth) = (written(dir.path(), &bytes), Warmth::default());
             let mut found = vec![0; 60_001];

@@ -69,6 +69,10 @@ impl Gpu {
         match *self {}
     }
 
+    pub(crate) fn locked_bytes_at_most(&self) -> u64 {
+        match *self {}
+    }
+
     pub(crate) fn held_bytes(&self) -> (u64, u64) {
         match *self {}
     }

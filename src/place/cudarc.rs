@@ -39,6 +39,7 @@ use ::cudarc::driver::sys::CUresult;
 use ::cudarc::driver::{CudaSlice, CudaStream, DevicePtr, DriverError};
 
 use super::device::Hold;
+use super::room::too_little;
 use super::{Destination, DeviceMemory, Element, HostDestination, Memory, ShardSpec};
 use crate::error::{Error, ErrorKind, Result};
 
@@ -55,7 +56,7 @@ impl CudarcDestination {
         Self { streams: streams.into_iter().collect() }
     }
 
-    fn allocate(&self, shard: &ShardSpec, ordinal: u32) -> Result<DeviceMemory> {
+    fn allocate(&self, shard: &ShardSpec, ordinal: u32, shards: &[ShardSpec]) -> Result<DeviceMemory> {
         let fits = |stream: &&Arc<CudaStream>| u32::try_from(stream.context().ordinal()) == Ok(ordinal);
         let stream = self.streams.iter().find(fits).ok_or_else(|| {
             Error::new(ErrorKind::Device, "the destination has no stream of the shard's device")
@@ -66,10 +67,15 @@ impl CudarcDestination {
         let len = usize::try_from(shard.bytes).map_err(|_| Error::bug("a shard is larger than the address space"))?;
         // The driver allocates no empty memory, and a slice is freed whatever its length.
         // SAFETY: the bytes are written before anybody reads them: a load that fails hands nothing out.
-        let slice = unsafe { stream.alloc::<u8>(len.max(1)) }.map_err(|error| {
-            refused("the device gives no memory for results", ordinal, error)
-                .at("leaf", &shard.path)
-                .expected(format_args!("{len} bytes"))
+        let slice = unsafe { stream.alloc::<u8>(len.max(1)) }.map_err(|error| match error.0 {
+            CUresult::CUDA_ERROR_OUT_OF_MEMORY => {
+                let free = stream.context().mem_get_info().map(|(free, _)| format!("{free} bytes"));
+                let free = free.unwrap_or_else(|_| "an unknown number of bytes".to_owned());
+                let all = shards.iter().filter(|other| other.device.gpu() == Some(ordinal));
+                let expected = format_args!("{len} bytes for a shard of {}", shard.path);
+                too_little(ordinal, all, (expected, format_args!("{free} free beside those before it")))
+            }
+            _ => refused("the device gives no memory for results", ordinal, error).at("leaf", &shard.path),
         })?;
         let (pointer, _) = slice.device_ptr(stream);
         Ok(DeviceMemory::given(pointer, shard.bytes, handle(stream), Arc::new(slice)))
@@ -81,7 +87,7 @@ impl Destination for CudarcDestination {
         let host: Vec<ShardSpec> = shards.iter().filter(|shard| shard.device.is_host()).cloned().collect();
         let mut host = HostDestination.prepare(&host)?.into_iter();
         let memory = shards.iter().map(|shard| match shard.device.gpu() {
-            Some(ordinal) => self.allocate(shard, ordinal).map(Memory::Device),
+            Some(ordinal) => self.allocate(shard, ordinal, shards).map(Memory::Device),
             None => host.next().ok_or_else(|| Error::bug("a shard without host memory")),
         });
         memory.collect()
@@ -172,7 +178,7 @@ fn handle(stream: &CudaStream) -> u64 {
 }
 
 fn refused(what: &str, ordinal: u32, error: DriverError) -> Error {
-    let full = error.0 == CUresult::CUDA_ERROR_OUT_OF_MEMORY;
-    let kind = if full { ErrorKind::OutOfMemory } else { ErrorKind::Device };
-    Error::new(kind, what).at("device", format_args!("cuda:{ordinal}")).found(format_args!("{:?}", error.0))
+    Error::new(ErrorKind::Device, what)
+        .at("device", format_args!("cuda:{ordinal}"))
+        .found(format_args!("{:?}", error.0))
 }

@@ -27,6 +27,8 @@ mod host;
 #[cfg_attr(not(feature = "cuda"), allow(dead_code, reason = "only devices read it"))]
 pub(crate) mod parcel;
 mod probe;
+#[cfg(feature = "cuda")]
+mod room;
 
 #[cfg(not(feature = "cuda"))]
 pub(crate) use absent::{Delivery, Gauge, Gpu, Staging};

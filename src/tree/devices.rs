@@ -112,6 +112,11 @@ impl Gpus {
         self.0.iter().try_for_each(|gpu| gpu.settle())
     }
 
+    /// Locked host memory that workers will have at most, beside slots, in bytes.
+    pub(super) fn locked_bytes_at_most(&self) -> u64 {
+        self.0.iter().map(|gpu| gpu.locked_bytes_at_most()).sum()
+    }
+
     /// Memory of devices, and locked host memory, that is used on the way, in bytes.
     pub(super) fn held_bytes(&self) -> (u64, u64) {
         self.0.iter().map(|gpu| gpu.held_bytes()).fold((0, 0), |sum, held| (sum.0 + held.0, sum.1 + held.1))

@@ -31,14 +31,13 @@ pub(super) fn run(
     closing: &AtomicBool,
 ) {
     work.status.lock().driver = Some(reader.waker());
-    let reserved = u64::from(work.limits.workers) * work.limits.slot_memory();
     let mut drive = Drive {
         work: &work,
         closing,
         reader,
         pool,
         ring,
-        budget: Budget::new(work.limits.staging_bytes.saturating_sub(reserved)),
+        budget: Budget::new(work.batch_budget()),
         error: Arc::new(FirstError::default()),
         done: Arc::new(Mutex::new(Vec::new())),
         tasks: 0,

@@ -31,8 +31,8 @@ use super::work::Work;
 use crate::error::{Error, ErrorKind, Result};
 use crate::io::{self, Io, Reader, Ring};
 use crate::limits::{
-    DEVICE_STAGING_BYTES_DEFAULT, MERGE_GAP_BYTES_DEFAULT, READER_THREADS_MIN, SLOT_BYTES, SLOT_SLACK_BYTES, SLOTS_MIN,
-    STAGING_BYTES_DEFAULT, STALL_AFTER_DEFAULT,
+    DEVICE_STAGING_BYTES_DEFAULT, LANE_EXTRA_BYTES, MERGE_GAP_BYTES_DEFAULT, READER_THREADS_MIN, SLOT_BYTES,
+    SLOT_SLACK_BYTES, SLOTS_MIN, STAGING_BYTES_DEFAULT, STALL_AFTER_DEFAULT,
 };
 use crate::place::{Destination, Memory, ShardSpec};
 use crate::plan::{Limits, Plan, Verify};
@@ -114,7 +114,8 @@ impl EngineOptions {
         let workers = self.workers() as u64;
         // One slot a worker decodes into, the rest is read into; half of the budget is left to decoders' own memory.
         let slots = workers + SLOTS_MIN as u64;
-        let share = (self.staging_bytes / (2 * slots)).min(self.device_staging_bytes / workers);
+        let of_device = (self.device_staging_bytes / workers).saturating_sub(LANE_EXTRA_BYTES as u64);
+        let share = (self.staging_bytes / (2 * slots)).min(of_device);
         let slot_bytes = share.saturating_sub(SLOT_SLACK_BYTES).min(SLOT_BYTES as u64) / PAGE * PAGE;
         if slot_bytes < SLOT_BYTES_MIN {
             let needed = (SLOT_BYTES_MIN + SLOT_SLACK_BYTES) * 2 * slots;

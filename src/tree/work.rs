@@ -133,6 +133,17 @@ impl Work {
         }
     }
 
+    /// Staging memory for batches at work: what is left beside a slot for every worker to decode into, and what workers lock for
+    /// devices; but no less than the largest batch takes, for which the planner has seen to it that the budget is enough without
+    /// devices.
+    pub(super) fn batch_budget(&self) -> u64 {
+        let plan = &self.landing.plan;
+        let slots = u64::from(self.limits.workers) * self.limits.slot_memory();
+        let left = self.limits.staging_bytes.saturating_sub(slots);
+        let largest = plan.batches.iter().map(|batch| plan.batch_bytes(batch)).max().unwrap_or(0);
+        left.saturating_sub(self.gpus.locked_bytes_at_most()).max(largest.min(left))
+    }
+
     /// Lets go of the results' memory, which is only the caller's from then on.
     pub(super) fn release(&mut self) {
         self.memory.clear();

@@ -10,6 +10,7 @@
 pub mod ask;
 pub mod dump;
 
+use std::collections::BTreeMap;
 use std::ffi::{OsStr, OsString};
 use std::fs::{self, File};
 use std::hash::{DefaultHasher, Hash, Hasher};
@@ -218,6 +219,23 @@ pub fn copy_tree(from: &Path, to: &Path) {
             fs::copy(entry.path(), &target).unwrap_or_else(|e| panic!("{}: {e}", target.display()));
         }
     }
+}
+
+/// The files below a directory, sorted.
+pub fn files_below(dir: &Path) -> Vec<PathBuf> {
+    let entries = fs::read_dir(dir).unwrap_or_else(|e| panic!("{}: {e}", dir.display()));
+    let paths = entries.map(|entry| entry.expect("a readable entry").path());
+    let mut found: Vec<PathBuf> =
+        paths.flat_map(|path| if path.is_dir() { files_below(&path) } else { vec![path] }).collect();
+    found.sort();
+    found
+}
+
+/// The files below a directory with what is in them, by their paths in it.
+pub fn contents_below(dir: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
+    let within = |path: &Path| path.strip_prefix(dir).expect("a path below the directory").to_owned();
+    let read = |path: &Path| fs::read(path).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
+    files_below(dir).into_iter().map(|path| (within(&path), read(&path))).collect()
 }
 
 pub fn read_json(path: &Path) -> serde_json::Value {

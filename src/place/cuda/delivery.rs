@@ -17,7 +17,7 @@ use crate::plan::Slabs;
 use crate::plan::route::{Route, Rows};
 use crate::shape::strides;
 use crate::transform::cpu::{OpError, execute_in};
-use crate::transform::cuda::{Placement, THREADS, Tally, lower};
+use crate::transform::cuda::{Placement, THREADS, Tally, lower, rank};
 use crate::transform::{Convert, Op};
 
 /// Parcels on their way to one device. Dropping it waits until nothing of it is on the way any more.
@@ -229,7 +229,8 @@ impl<'g> Delivery<'g> {
 
     /// Queues a staged box, in boxes of few enough dimensions.
     fn queue(&mut self, op: Op, source: Span, carried: &Carried) -> Result<()> {
-        if let ([extent, ..], true) = (op.extent.as_slice(), op.extent.len() > KERNEL_RANK_MAX) {
+        let too_many = op.extent.len() > KERNEL_RANK_MAX && rank(&op) > KERNEL_RANK_MAX;
+        if let ([extent, ..], true) = (op.extent.as_slice(), too_many) {
             for index in 0..*extent {
                 let inner = Op {
                     extent: op.extent[1..].to_vec(),

@@ -159,6 +159,11 @@ impl Gpu {
         all.saturating_sub(self.lane_bytes.load(Ordering::Relaxed))
     }
 
+    /// Locked host memory that workers will have at most, beside slots, in bytes.
+    pub(crate) fn locked_bytes_at_most(&self) -> u64 {
+        (Lane::locked_bytes() * self.staging.workers) as u64
+    }
+
     /// Memory of the device and locked host memory that workers have, in bytes.
     pub(crate) fn held_bytes(&self) -> (u64, u64) {
         (self.lane_bytes.load(Ordering::Relaxed), self.locked_bytes.load(Ordering::Relaxed))

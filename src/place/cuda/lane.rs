@@ -46,6 +46,11 @@ impl Lane {
         staging_bytes(staging) + LANE_EXTRA_BYTES - STAGING_ALIGN
     }
 
+    /// What a lane locks of host memory at most, in bytes.
+    pub(super) const fn locked_bytes() -> usize {
+        TABLE_BYTES + RESULT_BYTES + PACK_BYTES
+    }
+
     /// Staging memory, and how much of it there is.
     pub(super) fn staging(&mut self, gpu: &Gpu) -> Outcome<(u64, usize)> {
         let staging = match self.staging.take() {

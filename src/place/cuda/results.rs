@@ -1,11 +1,11 @@
 //! Memory for shards: looked for before anything is read, and taken in few pieces.
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use super::Gpu;
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::{Error, Result};
 use crate::limits::{DEVICE_ALIGN, DEVICE_SLAB_BYTES, DEVICE_SLAB_SHARD_BYTES_MAX};
+use crate::place::room::too_little;
 use crate::place::{DeviceMemory, ShardSpec};
 
 impl Gpu {
@@ -61,18 +61,8 @@ impl Gpu {
         if results.saturating_add(staging) <= free {
             return Ok(());
         }
-        let mut leaves: BTreeMap<String, u64> = BTreeMap::new();
-        for shard in shards {
-            *leaves.entry(shard.path.to_string()).or_default() += shard.bytes;
-        }
-        let mut leaves: Vec<(String, u64)> = leaves.into_iter().collect();
-        leaves.sort_by(|(a_path, a), (b_path, b)| b.cmp(a).then_with(|| a_path.cmp(b_path)));
-        Err(Error::new(ErrorKind::OutOfMemory, "the shards do not fit the device's free memory")
-            .at("device", format_args!("cuda:{}", self.ordinal()))
-            .expected(format_args!("{results} bytes for shards and {staging} bytes for staging"))
-            .found(format_args!("{free} bytes free"))
-            .lines(leaves.into_iter().map(|(path, bytes)| format!("{path}: {bytes} bytes")))
-            .hint("load fewer leaves (`--only`), a narrower type (`--cast`), or onto more devices"))
+        let expected = format_args!("{results} bytes for shards and {staging} bytes for staging");
+        Err(too_little(self.ordinal(), shards.iter().copied(), (expected, format_args!("{free} bytes free"))))
     }
 }
 

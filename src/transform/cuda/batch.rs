@@ -147,6 +147,11 @@ impl Launch {
     }
 }
 
+/// Dimensions of a box that lies inside its arrays, as a kernel sees it: without those of extent 1, neighbours on end merged.
+pub fn rank(op: &Op) -> usize {
+    simplify(op).len()
+}
+
 /// Turns a batch of ops into at most one launch a kernel. Boxes without elements vanish.
 ///
 /// # Errors

@@ -13,7 +13,7 @@
 mod batch;
 mod descriptor;
 
-pub use batch::{Kernel, Launch, LowerError, Placement, THREADS, lower};
+pub use batch::{Kernel, Launch, LowerError, Placement, THREADS, lower, rank};
 pub use descriptor::{Descriptor, Flags, Tally};
 
 /// The kernels for the driver to translate: PTX 6.0 for `sm_70`, so any driver since CUDA 9 takes it. Made by

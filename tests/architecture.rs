@@ -70,6 +70,7 @@ const UNSAFE_ALLOWED: &[(&str, &str)] = &[
     ("tree/save/gather.rs", "parts of arrays are read on their devices"),
     ("tree/lend.rs", "memory that a caller, or a state, lends to a load"),
     ("tree/shard.rs", "a shard that is complete is read on its device"),
+    ("tree/warm.rs", "pieces of a unit are on their way to a device while the next are read"),
     ("tree/work.rs", "the shards of a load are shared by its workers"),
 ];
 

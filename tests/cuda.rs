@@ -26,7 +26,7 @@ use touchdown::transform::cpu::castable;
 use touchdown::tree::save::{LeafOptions, NewArray, SaveOptions, Tree};
 use touchdown::zarr::Compression;
 use touchdown::{
-    CastPolicy, Checkpoint, DType, Device, Engine, EngineOptions, ErrorKind, Mesh, Otherwise, Target, spec,
+    CastPolicy, Checkpoint, DType, Device, Engine, EngineOptions, ErrorKind, Mesh, Otherwise, Target, Verify, spec,
 };
 
 #[test]
@@ -157,6 +157,48 @@ fn five_thousand_small_arrays_are_a_few_dozen_launches() {
     assert!(matches!(allocations, 3 | 5), "{allocations} allocations");
     let want = engine.load(&checkpoint, &onto(target(), Device::cpus(1))).unwrap().wait().unwrap();
     assert_same(&want, &got, "5000");
+}
+
+/// Such a unit goes to the device piece by piece while it is read, before its checksum is known.
+#[test]
+fn what_is_wanted_as_it_is_stored_is_checked_on_its_way() {
+    let test = "what_is_wanted_as_it_is_stored_is_checked_on_its_way";
+    let Some(bed) = Bed::start(test, Machine { delay_us: 200, ..Machine::default() }) else { return };
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("c");
+    let tree =
+        Tree::new().with("w", array(&[4 << 20], DType::UInt8, 1)).with("v", array(&[300_001], DType::Float32, 2));
+    let leaf = LeafOptions { compression: Some(Compression::None), ..LeafOptions::default() };
+    touchdown::save(&path, &tree, &SaveOptions { leaf, ..SaveOptions::default() }).unwrap();
+    let load = |verify, devices: Vec<Device>| {
+        let checkpoint = touchdown::open(&path)?;
+        let engine = Engine::new(EngineOptions { verify, threads: 2, ..EngineOptions::default() })?;
+        let state = engine.load(&checkpoint, &onto(checkpoint.target(), devices))?.wait()?;
+        Ok::<_, touchdown::Error>((contents(&state), state.report().bytes_unverified))
+    };
+    let (want, _) = load(Verify::Auto, Device::cpus(1)).unwrap();
+    if let Bed::Simulated(simulator) = &bed {
+        simulator.fail("*", 0, 0);
+    }
+    let (got, unverified) = load(Verify::Auto, gpus(1)).unwrap();
+    assert!(got.iter().zip(&want).all(|(got, want)| got.3 == want.3) && unverified == 0);
+    if let Bed::Simulated(simulator) = &bed {
+        let copies = simulator.count("cuMemcpyHtoDAsync_v2");
+        assert!((8..40).contains(&copies), "{copies} copies for two arrays");
+    }
+    // One bit in the middle of the largest file.
+    let file = support::files_below(&path).into_iter().max_by_key(|file| file.metadata().unwrap().len()).unwrap();
+    let mut bytes = std::fs::read(&file).unwrap();
+    let middle = bytes.len() / 2;
+    bytes[middle] ^= 4;
+    std::fs::write(&file, bytes).unwrap();
+    for devices in [Device::cpus(1), gpus(1)] {
+        let error = load(Verify::Auto, devices.clone()).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Corrupt, "{devices:?}: {error:?}");
+        let (other, unverified) = load(Verify::Off, devices).unwrap();
+        assert!(unverified > 5 << 20 && other.iter().zip(&want).any(|(other, want)| other.3 != want.3));
+    }
+    assert_eq!(bed.report(), "");
 }
 
 #[test]

@@ -106,6 +106,10 @@ fn not_built(ordinal: u32) -> Error {
 }
 
 impl Delivery<'_> {
+    pub(crate) unsafe fn more(&mut self, _: &Parcel<'_>) -> Result<()> {
+        match *self.0 {}
+    }
+
     pub(crate) fn finish(self) -> Result<Delivered> {
         match *self.0 {}
     }

@@ -11,6 +11,7 @@ use std::time::Instant;
 
 use super::carry::{Carrier, Place, Stored};
 use super::stream::Stream;
+use super::warm::{CRC_BYTES, DeviceRun};
 use crate::decode;
 use crate::dtype::CastPolicy;
 use crate::error::{Error, Result};
@@ -275,25 +276,47 @@ impl Landing {
         self.landed(position)
     }
 
+    /// Where a unit lies in its file and in the memory of a device, if it is wanted there just as it is stored, with at most a
+    /// checksum behind it; `None` for other units.
+    pub(super) fn run_on_device(&self, position: u32) -> Option<DeviceRun<'_>> {
+        let unit = &self.plan.units[position as usize];
+        let array = &self.plan.arrays[unit.array as usize];
+        let Source::File { offset, len, .. } = unit.source else { return None };
+        let has_sum = unit.whole && array.codecs[..] == [ByteCodec::Crc32c];
+        let plain = !unit.whole || array.codecs.is_empty() || has_sum;
+        let body = len.checked_sub(if has_sum { CRC_BYTES } else { 0 })?;
+        if !plain || unit.sum.is_some() || unit.indexed || unit.skip != 0 || body != unit.decoded_bytes {
+            return None;
+        }
+        let placement = self.as_it_is(unit, array)?;
+        let (gpu, target) = self.on_device(placement.shard as usize)?;
+        let convert = self.convert(array, placement);
+        Some(DeviceRun { gpu, target, shard: placement.shard, start: placement.start, convert, offset, body, has_sum })
+    }
+
     /// The memory of a shard into which a unit can be decoded as it is: same type, same order, nothing left out.
     #[allow(unsafe_code, clippy::mut_from_ref)]
     pub(super) fn direct(&self, unit: &Unit, array: &UnitArray) -> Option<&mut [u8]> {
-        let [placement] = unit.placements.as_slice() else { return None };
-        let convert = self.convert(array, placement);
-        let elements =
-            Elements { from: convert.from.size() as u64, to: convert.to.size() as u64, plain: convert.is_plain() };
+        let placement = self.as_it_is(unit, array)?;
         let Target::Host(target) = &self.targets[placement.shard as usize] else { return None };
-        let device = self.plan.device(&self.plan.shards[placement.shard as usize]);
-        let whole = Region::whole(&unit.shape);
-        if placement.region != whole || routes(&unit.shape, &whole, &[(placement, elements)], device) != [Route::Direct]
-        {
-            return None;
-        }
-        let size = convert.to.size();
+        let size = array.dtype.size();
         let (start, len) = (usize_of(placement.start).ok()? * size, usize_of(unit.decoded_bytes).ok()?);
         // SAFETY: exactly the elements of this placement, inside the shard by construction of the plan (checked in
         // `slice_mut`), and placements of a plan are disjoint.
         Some(unsafe { target.slice_mut(start, len) })
+    }
+
+    /// The placement of a unit that one shard wants as a whole, and as one run of the elements as they are decoded.
+    fn as_it_is<'u>(&self, unit: &'u Unit, array: &UnitArray) -> Option<&'u Placement> {
+        let [placement] = unit.placements.as_slice() else { return None };
+        let convert = self.convert(array, placement);
+        let elements =
+            Elements { from: convert.from.size() as u64, to: convert.to.size() as u64, plain: convert.is_plain() };
+        let device = self.plan.device(&self.plan.shards[placement.shard as usize]);
+        let whole = Region::whole(&unit.shape);
+        let direct = placement.region == whole
+            && routes(&unit.shape, &whole, &[(placement, elements)], device) == [Route::Direct];
+        direct.then_some(placement)
     }
 
     fn convert(&self, array: &UnitArray, placement: &Placement) -> Convert {

@@ -325,7 +325,10 @@ impl Part {
         let mut dims = self.dims.clone();
         let dim = dims.remove(dense);
         dims.insert(last - 1, dim);
-        Some((Kernel::Transpose, self.descriptor(&dims, (size, size))))
+        let turned = self.descriptor(&dims, (size, size));
+        // The kernel counts a box's tiles in 32 bits.
+        let few = Kernel::Transpose.tiles(&turned) <= u64::from(u32::MAX);
+        Some(if few { (Kernel::Transpose, turned) } else { self.place() })
     }
 
     /// Stored bytes are the wanted ones.

@@ -154,6 +154,17 @@ fn copies_use_the_largest_words_that_fit() {
 }
 
 #[test]
+fn a_box_of_more_tiles_than_the_kernel_counts_is_placed() {
+    let kernel = |outer: u64| {
+        let turned = op(&[outer, 2, 8], &[0, 2, 1], (0, 0), DType::Int8, DType::Int8);
+        let huge = Placement { source_bytes: 1 << 40, target_bytes: 1 << 40, ..placement(&turned, 0, 0) };
+        kernels(&lower(&[huge]).unwrap())
+    };
+    assert_eq!(kernel((1 << 32) - 1), [Kernel::Transpose]);
+    assert_eq!(kernel(1 << 32), [Kernel::Place]);
+}
+
+#[test]
 fn many_small_boxes_are_one_launch_and_empty_ones_none() {
     let small = op(&[3, 5], &[0, 1], (0, 0), DType::Float32, DType::Float16);
     let empty = op(&[3, 0], &[0, 1], (0, 0), DType::Float32, DType::Float16);

@@ -1,5 +1,6 @@
 //! One array on its way to disk: its units, and how each is encoded.
 
+use std::ops::Deref;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use bytes::Bytes;
@@ -55,6 +56,8 @@ pub(super) struct Cost {
     pub(super) encoder: u64,
     /// Its elements, gathered and encoded.
     pub(super) work: u64,
+    /// The most of it that the elements are encoded to; none if they are stored as they are, or piece by piece.
+    pub(super) encoded: u64,
     /// Bytes of a piece, if its inner chunks are encoded piece by piece because they are too large to be in memory whole.
     pub(super) pieces: Option<u64>,
 }
@@ -81,12 +84,41 @@ pub(super) struct Units<'a> {
 
 /// An encoded unit.
 pub(super) enum Payload {
-    /// Stored bytes in two pieces: the elements, which may be the caller's memory, and what follows them.
-    Bytes(Bytes, Vec<u8>),
+    /// Stored bytes in two pieces: the elements, and what follows them.
+    Bytes(Body, Vec<u8>),
     /// No element of the array is in it.
     Absent,
     /// It has a file of its own already, of this length.
     File(RelPath, u64),
+}
+
+/// The elements of a unit as they are stored.
+pub(super) enum Body {
+    /// Not encoded; perhaps the caller's memory.
+    Plain(Bytes),
+    /// Encoded into a unit's buffer.
+    Encoded(Vec<u8>),
+}
+
+impl Deref for Body {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        match self {
+            Self::Plain(bytes) => bytes,
+            Self::Encoded(bytes) => bytes,
+        }
+    }
+}
+
+impl Body {
+    /// The buffer, for the next unit.
+    pub(super) fn into_buffer(self) -> Vec<u8> {
+        match self {
+            Self::Plain(_) => Vec::new(),
+            Self::Encoded(bytes) => bytes,
+        }
+    }
 }
 
 impl ArrayJob {
@@ -151,8 +183,8 @@ impl ArrayJob {
         let much = whole > budget / UNITS_PER_BUDGET || whole.saturating_add(encoder) > budget;
         let piece = (budget / PIECES_PER_BUDGET).clamp(PIECE_BYTES_MIN, SLOT_BYTES as u64);
         match much && whole > STREAMED_PIECES * piece {
-            true => Cost { encoder, work: STREAMED_PIECES * piece, pieces: Some(piece) },
-            false => Cost { encoder, work: whole, pieces: None },
+            true => Cost { encoder, work: STREAMED_PIECES * piece, encoded: 0, pieces: Some(piece) },
+            false => Cost { encoder, work: whole, encoded, pieces: None },
         }
     }
 
@@ -196,8 +228,14 @@ impl ArrayJob {
         usize::try_from(counts.product::<u64>()).unwrap_or(usize::MAX)
     }
 
-    /// Gathers, casts and encodes a unit. A chunk of one inner chunk gets its index at once.
-    pub(super) fn encode(&self, unit: &Unit, encoder: &mut Encoder, progress: &Progress) -> Result<Payload> {
+    /// Gathers, casts and encodes a unit, into the buffer if need be. A chunk of one inner chunk gets its index at once.
+    pub(super) fn encode(
+        &self,
+        unit: &Unit,
+        encoder: &mut Encoder,
+        mut buffer: Vec<u8>,
+        progress: &Progress,
+    ) -> Result<Payload> {
         let region = self.region(&unit.chunk, unit.inner)?;
         if unit.of > 1 && region.intersect(&Region::whole(&self.source.shape)).is_none() {
             return Ok(Payload::Absent);
@@ -209,12 +247,11 @@ impl ArrayJob {
             Compression::None => {
                 let tail =
                     if self.new.checksum { crc32c::crc32c(&elements).to_le_bytes().to_vec() } else { Vec::new() };
-                (elements, tail)
+                (Body::Plain(elements), tail)
             }
             _ => {
-                let mut body = Vec::new();
-                encoder.encode(&elements, &mut body)?;
-                (Bytes::from(body), Vec::new())
+                encoder.encode(&elements, &mut buffer)?;
+                (Body::Encoded(buffer), Vec::new())
             }
         };
         if self.new.format == Format::V3 && unit.of == 1 {

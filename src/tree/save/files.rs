@@ -11,12 +11,14 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use bytes::Bytes;
 use rayon::ThreadPool;
 
+use super::array::Body;
 use super::flush::Flusher;
 use super::item::Item;
 use super::options::SaveOptions;
+use super::spare::{Room, Spare};
 use crate::error::{Error, Result};
 use crate::io::store::random_name;
-use crate::io::{Credit, StagedDir, StoreFile};
+use crate::io::{StagedDir, StoreFile};
 use crate::kv::{Extent, FileId, Value};
 use crate::limits::{ALIGN_BYTES, SAVE_OPEN_FILES_MAX};
 use crate::relpath::RelPath;
@@ -241,13 +243,13 @@ impl<'a> Files<'a> {
         Ok(OpenValue { file, place, start, len: 0, entries: Vec::new(), pending })
     }
 
-    /// Has a piece of a value written on a worker, at an offset within the value; the credit goes back when it is.
+    /// Has a piece of a value written on a worker, at an offset within the value; its memory is spare when it is.
     pub(super) fn write(
         &mut self,
         pool: &ThreadPool,
         (value, at): (&OpenValue, u64),
-        (body, tail): (Bytes, Vec<u8>),
-        credit: Credit,
+        (body, tail): (Body, Vec<u8>),
+        (room, spare): (Room, &Arc<Spare>),
         last: bool,
     ) {
         let (file, to, offset) = (Arc::clone(&value.file), value.place.clone(), value.start + at);
@@ -263,7 +265,7 @@ impl<'a> Files<'a> {
         }
         self.pending += 1;
         self.unflushed += (body.len() + tail.len()) as u64;
-        let tell = Arc::clone(&self.tell);
+        let (tell, spare) = (Arc::clone(&self.tell), Arc::clone(spare));
         pool.spawn(move || {
             let mut closed = false;
             let write = || {
@@ -282,7 +284,8 @@ impl<'a> Files<'a> {
                     result = catch_unwind(AssertUnwindSafe(|| file.sync())).unwrap_or_else(|_| Err(panicked()));
                 }
             }
-            drop((file, body, tail, credit));
+            drop((file, tail));
+            spare.keep_room(room, body.into_buffer());
             tell(Report::Written { to, result, closed });
         });
     }

@@ -7,7 +7,6 @@
 
 mod array;
 mod delete;
-mod encoders;
 mod files;
 mod finish;
 mod flush;
@@ -16,6 +15,7 @@ mod item;
 mod job;
 mod memory;
 mod options;
+mod spare;
 mod tree;
 mod work;
 mod write;

@@ -17,12 +17,12 @@ use std::sync::mpsc::{Receiver, Sender, channel};
 use bytes::Bytes;
 use rayon::ThreadPool;
 
-use super::array::{ArrayJob, Payload, Unit, Units};
-use super::encoders::Encoders;
+use super::array::{ArrayJob, Body, Payload, Unit, Units};
 use super::files::{self, Files, OpenValue, Storage, Written, aligned};
 use super::job::Progress;
+use super::spare::{Room, Spare};
 use crate::error::{Error, ErrorKind, Result};
-use crate::io::{Budget, Credit, StagedDir};
+use crate::io::{Budget, StagedDir};
 use crate::kv::Value;
 use crate::layout::orbax::metadata::key_prefix;
 use crate::limits::{ALIGNED_VALUE_BYTES_MIN, SAVE_INLINE_BYTES_MAX, TASKS_PER_WORKER};
@@ -69,7 +69,7 @@ pub(in crate::tree) fn write_arrays(
         units: Units::new(jobs, budget.total()),
         send,
         receive,
-        encoders: Arc::default(),
+        spare: Arc::default(),
         encoded: BTreeMap::new(),
         admitted: 0,
         placed: 0,
@@ -92,7 +92,7 @@ enum Report {
 struct Encoded {
     unit: Unit,
     payload: Payload,
-    _credit: Credit,
+    room: Room,
 }
 
 struct Drive<'a> {
@@ -104,7 +104,7 @@ struct Drive<'a> {
     units: Units<'a>,
     send: Sender<Report>,
     receive: Receiver<Report>,
-    encoders: Arc<Encoders>,
+    spare: Arc<Spare>,
     /// Encoded units by number that wait for earlier ones.
     encoded: BTreeMap<u64, Encoded>,
     admitted: u64,
@@ -217,21 +217,13 @@ impl Drive<'_> {
         if self.encoding >= workers * TASKS_PER_WORKER || cost.streamed() && !self.files.has_room() {
             return Ok(Some(unit));
         }
-        let reserved = self.encoders.reserve(job, cost.encoder, budget);
-        let taken = reserved.and_then(|reserved| match budget.take(cost.work) {
-            Some(credit) => Some((reserved, credit)),
-            None => {
-                self.encoders.give_back(reserved);
-                None
-            }
-        });
-        let Some((mut reserved, credit)) = taken else {
+        let Some((mut reserved, mut room)) = self.spare.take(job, cost, budget) else {
             if self.is_idle() && budget.total() < cost.total() {
                 return Err(job.over_budget(budget.total()).unwrap_or_else(|| Error::bug("a unit has no room")));
             }
             if self.encoding == 0 {
                 // Better no encoder that waits than none that works.
-                self.encoders.clear();
+                self.spare.clear();
                 return if self.is_idle() { self.admit(unit) } else { Ok(Some(unit)) };
             }
             return Ok(Some(unit));
@@ -242,8 +234,8 @@ impl Drive<'_> {
             true => Some(self.files.alone(&stored_key(&job.name, &job.keys.key(&unit.chunk)))?),
             false => None,
         };
-        let (jobs, encoders, progress, sync) =
-            (Arc::clone(self.jobs), Arc::clone(&self.encoders), Arc::clone(self.progress), self.sync);
+        let (jobs, spare, progress, sync) =
+            (Arc::clone(self.jobs), Arc::clone(&self.spare), Arc::clone(self.progress), self.sync);
         self.spawn(number, cost.streamed(), move || {
             let job = &jobs[unit.array];
             let encoder = reserved.ready()?;
@@ -257,12 +249,12 @@ impl Drive<'_> {
                         }
                     })
                 }
-                None => job.encode(&unit, encoder, &progress),
+                None => job.encode(&unit, encoder, std::mem::take(&mut room.buffer), &progress),
             };
-            encoders.give_back(reserved);
+            spare.keep_encoder(reserved);
             let payload =
                 payload.map_err(|error| error.at("chunk", format_args!("{:?}", unit.chunk)).at("array", &job.name))?;
-            Ok(Encoded { unit, payload, _credit: credit })
+            Ok(Encoded { unit, payload, room })
         });
         Ok(None)
     }
@@ -279,7 +271,7 @@ impl Drive<'_> {
 
     /// Gives an encoded unit its place and has it written.
     fn place(&mut self, encoded: Encoded) -> Result<()> {
-        let Encoded { unit, payload, _credit: credit } = encoded;
+        let Encoded { unit, payload, room } = encoded;
         let job = &self.jobs[unit.array];
         let key = stored_key(&job.name, &job.keys.key(&unit.chunk));
         let (body, mut tail) = match payload {
@@ -288,7 +280,7 @@ impl Drive<'_> {
                 return Ok(());
             }
             Payload::Bytes(body, tail) => (body, tail),
-            Payload::Absent => (Bytes::new(), Vec::new()),
+            Payload::Absent => (Body::Plain(Bytes::new()), Vec::new()),
         };
         let len = (body.len() + tail.len()) as u64;
         if self.files.in_database() && job.inline && unit.of == 1 && len <= SAVE_INLINE_BYTES_MAX {
@@ -314,7 +306,7 @@ impl Drive<'_> {
             value.len += index.len() as u64;
             tail.extend(index);
         }
-        self.files.write(self.pool, (&value, at), (body, tail), credit, last);
+        self.files.write(self.pool, (&value, at), (body, tail), (room, &self.spare), last);
         match last {
             true => self.files.end(key, &value),
             false => self.value = Some(value),

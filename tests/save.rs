@@ -285,7 +285,9 @@ fn many_small_files_do_not_take_many_descriptors() {
         let (open, seen) = (AtomicU64::new(0), Arc::clone(&most));
         let store = Arc::new(Watched::new(move |operation| {
             match operation {
-                Operation::Create(_) => _ = seen.fetch_max(open.fetch_add(1, Ordering::SeqCst) + 1, Ordering::SeqCst),
+                Operation::Create(_) | Operation::Open(_) => {
+                    _ = seen.fetch_max(open.fetch_add(1, Ordering::SeqCst) + 1, Ordering::SeqCst)
+                }
                 Operation::Close => _ = open.fetch_sub(1, Ordering::SeqCst),
                 _ => {}
             }
@@ -298,6 +300,41 @@ fn many_small_files_do_not_take_many_descriptors() {
     }
     let most = most.load(Ordering::SeqCst);
     assert!(most <= 70, "{most} files were open at once");
+}
+
+/// Large chunks go past the page cache where the file system lets them, and the checkpoint says the same.
+#[test]
+fn what_goes_past_the_page_cache_is_the_same() {
+    let (engine, home) = (engine(), tempfile::tempdir().unwrap());
+    let big = [noise(3 << 20, 5), vec![7; 3 << 20], noise(3 << 20, 6)].concat();
+    let tree = Tree::new()
+        .with("small", array(&[5000], DType::UInt8, 1))
+        .with("big", NewArray::new(&[9 << 10, 1 << 10], DType::UInt8, big))
+        .with("odd", array(&[1_000_003], DType::UInt8, 2))
+        .with("last", array(&[70], DType::Float32, 3));
+    let opened = Arc::new(AtomicU64::new(0));
+    for zarr in [Format::V2, Format::V3] {
+        for compression in [Compression::Gpu, Compression::Zstd { level: 1 }, Compression::None] {
+            for direct in [false, true] {
+                let seen = Arc::clone(&opened);
+                let store = Arc::new(Watched::new(move |operation| {
+                    if let Operation::Open(_) = operation {
+                        assert!(direct, "a second descriptor is for direct writes");
+                        seen.fetch_add(1, Ordering::SeqCst);
+                    }
+                    Ok(())
+                }));
+                let leaf = LeafOptions { compression: Some(compression), ..LeafOptions::default() };
+                let options = SaveOptions { zarr, leaf, direct, store, ..SaveOptions::default() };
+                let path = home.path().join(format!("{zarr:?}-{compression:?}-{direct}"));
+                save(&engine, &path, &tree, &options).unwrap();
+                assert_eq!(contents(&load(&engine, &path)), expected(&tree, &engine));
+            }
+        }
+    }
+    if opened.load(Ordering::SeqCst) == 0 {
+        println!("skipped in part: this file system has no direct writes");
+    }
 }
 
 /// An array whose first inner chunk is small when it is compressed: the others are aligned all the same.

@@ -161,6 +161,8 @@ impl Args {
             checksum: storage.checksum.map(|choice| matches!(choice, ChecksumArg::On)),
             leaf,
             overwrite: self.overwrite,
+            // Whoever converts a checkpoint is going to load it.
+            direct: false,
             ..SaveOptions::default()
         };
         Ok(ConvertOptions {

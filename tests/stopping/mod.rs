@@ -10,6 +10,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use touchdown::io::{LocalStore, Store, StoreFile};
+use touchdown::limits::ALIGN_BYTES;
 
 /// What is about to be done.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -68,6 +69,8 @@ struct WatchedFile {
     file: Box<dyn StoreFile>,
     path: PathBuf,
     watch: Watch,
+    /// Whether it takes whole pages alone.
+    direct: bool,
 }
 
 impl fmt::Debug for WatchedFile {
@@ -85,7 +88,8 @@ impl Drop for WatchedFile {
 impl StoreFile for WatchedFile {
     fn write_at(&self, bytes: &[u8], offset: u64) -> io::Result<()> {
         // One that fails, or dies, has written half.
-        let (half, rest) = bytes.split_at(bytes.len() / 2);
+        let unit = if self.direct { ALIGN_BYTES as usize } else { 1 };
+        let (half, rest) = bytes.split_at(bytes.len() / 2 / unit * unit);
         self.file.write_at(half, offset)?;
         (self.watch)(Operation::Write(&self.path, bytes.len()))?;
         self.file.write_at(rest, offset + half.len() as u64)
@@ -94,11 +98,16 @@ impl StoreFile for WatchedFile {
         // The machine keeps running, so what was written is there all the same.
         (self.watch)(Operation::Sync(&self.path))
     }
+    fn direct(&self) -> Option<Box<dyn StoreFile>> {
+        let (path, watch) = (self.path.clone(), Arc::clone(&self.watch));
+        (self.watch)(Operation::Open(&self.path)).ok()?;
+        Some(Box::new(Self { file: self.file.direct()?, path, watch, direct: true }))
+    }
 }
 
 impl Watched {
     fn file(&self, file: Box<dyn StoreFile>, path: &Path) -> Box<dyn StoreFile> {
-        Box::new(WatchedFile { file, path: path.to_owned(), watch: Arc::clone(&self.0) })
+        Box::new(WatchedFile { file, path: path.to_owned(), watch: Arc::clone(&self.0), direct: false })
     }
 }
 

@@ -9,6 +9,7 @@ use rustix::fs::{CWD, RenameFlags, renameat_with};
 use rustix::io::Errno;
 
 use super::{Store, StoreFile};
+use crate::io::cached;
 
 /// The machine's own file systems.
 #[derive(Clone, Copy, Debug, Default)]
@@ -92,5 +93,9 @@ impl StoreFile for LocalFile {
 
     fn sync(&self) -> io::Result<()> {
         self.0.sync_all()
+    }
+
+    fn direct(&self) -> Option<Box<dyn StoreFile>> {
+        cached::direct_writes(&self.0).map(|file| Box::new(Self(file)) as Box<dyn StoreFile>)
     }
 }

@@ -62,6 +62,12 @@ pub trait StoreFile: Send + Sync + Debug {
 
     /// Makes the contents durable.
     fn sync(&self) -> io::Result<()>;
+
+    /// The same file for writes that go straight to a local disk and wait for it: of whole pages of
+    /// [`ALIGN_BYTES`](crate::limits::ALIGN_BYTES), from memory and to offsets that start at pages. `None` where there are none.
+    fn direct(&self) -> Option<Box<dyn StoreFile>> {
+        None
+    }
 }
 
 /// The error of an operation on a file or directory that is being written.

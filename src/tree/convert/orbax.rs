@@ -19,8 +19,8 @@ use crate::plan::{Device, Mesh, Sharding, Spec};
 use crate::relpath::RelPath;
 use crate::shape::Region;
 use crate::tree::save::{
-    Context, DataFile, Elements, Held, INLINE_PER_BUDGET, Item, JsonItem, NewArray, NewLeaf, NewPart, SaveOptions,
-    Storage, Tree, Written, finish_checkpoint, finish_tree, now_ns, write_arrays,
+    Context, DataFile, Durable, Elements, Held, INLINE_PER_BUDGET, Item, JsonItem, NewArray, NewLeaf, NewPart,
+    SaveOptions, Storage, Tree, ValueFile, Written, finish_checkpoint, finish_tree, now_ns, write_arrays,
 };
 use crate::tree::target::{ArrayWant, Target, TargetLeaf, What};
 use crate::tree::{LeafKind, Value as Scalar};
@@ -187,7 +187,7 @@ impl Sink for OrbaxSink {
             staged: io.staged,
             dir: self.dir.clone(),
             storage: Storage::of(&self.options),
-            sync: self.options.sync,
+            durable: Durable::of(&self.options),
         };
         self.written = write_arrays(context, &jobs, std::mem::take(&mut self.written))?;
         Ok(())
@@ -247,7 +247,7 @@ impl Sink for OrbaxSink {
         }
         if let Some((id, end)) = open {
             let id = FileId(id);
-            let file = Arc::from(staged.open(self.written.path(id)?)?);
+            let file = ValueFile::new(staged.open(self.written.path(id)?)?, false);
             self.written.open = Some(DataFile { id, file, end });
         }
         let files = self.written.files.len();

@@ -8,9 +8,9 @@ use bytes::Bytes;
 use super::gather::Source;
 use super::job::Progress;
 use super::tree::NewPart;
+use super::value_file::{ValueFile, page_start};
 use crate::encode::{Checksums, Encoder};
 use crate::error::{Error, ErrorKind, Result};
-use crate::io::StoreFile;
 use crate::limits::{ALIGN_BYTES, SLOT_BYTES};
 use crate::plan::Slabs;
 use crate::relpath::RelPath;
@@ -96,8 +96,8 @@ pub(super) enum Payload {
 pub(super) enum Body {
     /// Not encoded; perhaps the caller's memory.
     Plain(Bytes),
-    /// Encoded into a unit's buffer.
-    Encoded(Vec<u8>),
+    /// Encoded into a unit's buffer, from this byte on.
+    Encoded(Vec<u8>, usize),
 }
 
 impl Deref for Body {
@@ -106,7 +106,7 @@ impl Deref for Body {
     fn deref(&self) -> &[u8] {
         match self {
             Self::Plain(bytes) => bytes,
-            Self::Encoded(bytes) => bytes,
+            Self::Encoded(buffer, start) => &buffer[*start..],
         }
     }
 }
@@ -116,7 +116,7 @@ impl Body {
     pub(super) fn into_buffer(self) -> Vec<u8> {
         match self {
             Self::Plain(_) => Vec::new(),
-            Self::Encoded(bytes) => bytes,
+            Self::Encoded(buffer, _) => buffer,
         }
     }
 }
@@ -178,7 +178,8 @@ impl ArrayJob {
         let (bytes, compression) = (self.inner_bytes(), self.new.compression);
         let encoder = Encoder::memory(compression, bytes);
         // What is not compressed is stored as it was gathered.
-        let encoded = if compression == Compression::None { 0 } else { self.encoded_len_max() };
+        let encoded =
+            if compression == Compression::None { 0 } else { self.encoded_len_max().saturating_add(ALIGN_BYTES) };
         let whole = bytes.saturating_add(encoded).saturating_add(SMALL_BYTES);
         let much = whole > budget / UNITS_PER_BUDGET || whole.saturating_add(encoder) > budget;
         let piece = (budget / PIECES_PER_BUDGET).clamp(PIECE_BYTES_MIN, SLOT_BYTES as u64);
@@ -250,8 +251,9 @@ impl ArrayJob {
                 (Body::Plain(elements), tail)
             }
             _ => {
+                let start = page_start(&mut buffer, Encoder::encoded_len_max(self.new.compression, elements.len()));
                 encoder.encode(&elements, &mut buffer)?;
-                (Body::Encoded(buffer), Vec::new())
+                (Body::Encoded(buffer, start), Vec::new())
             }
         };
         if self.new.format == Format::V3 && unit.of == 1 {
@@ -268,7 +270,7 @@ impl ArrayJob {
         &self,
         unit: &Unit,
         encoder: &mut Encoder,
-        (file, path): (&dyn StoreFile, &RelPath),
+        (file, path): (&ValueFile, &RelPath),
         progress: &Progress,
     ) -> Result<u64> {
         let failed =

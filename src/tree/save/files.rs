@@ -12,10 +12,11 @@ use bytes::Bytes;
 use rayon::ThreadPool;
 
 use super::array::Body;
-use super::flush::Flusher;
+use super::disk_thread::DiskThread;
 use super::item::Item;
 use super::options::SaveOptions;
-use super::spare::{Room, Spare};
+use super::spare::{Spare, WorkCredit};
+use super::value_file::ValueFile;
 use crate::error::{Error, Result};
 use crate::io::store::random_name;
 use crate::io::{StagedDir, StoreFile};
@@ -42,6 +43,32 @@ impl Storage {
     }
 }
 
+/// What is to be on stable storage when a save ends, and how it gets there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(in crate::tree) enum Durable {
+    /// Nothing has to be.
+    No,
+    /// Files are synced.
+    Synced,
+    /// The same, and large values of a database go past the page cache where the file system lets them.
+    Direct,
+}
+
+impl Durable {
+    /// What these options mean.
+    pub(in crate::tree) fn of(options: &SaveOptions) -> Self {
+        match (options.sync, options.direct) {
+            (false, _) => Self::No,
+            (true, false) => Self::Synced,
+            (true, true) => Self::Direct,
+        }
+    }
+
+    pub(super) fn syncs(self) -> bool {
+        self != Self::No
+    }
+}
+
 /// What was written: the entries of the database and its files, or nothing where every value is a file. Later arrays can be
 /// written after it.
 #[derive(Debug, Default)]
@@ -63,7 +90,7 @@ pub(in crate::tree) struct Written {
 #[derive(Clone, Debug)]
 pub(in crate::tree) struct DataFile {
     pub(in crate::tree) id: FileId,
-    pub(in crate::tree) file: Arc<dyn StoreFile>,
+    pub(in crate::tree) file: Arc<ValueFile>,
     /// How long it is.
     pub(in crate::tree) end: u64,
 }
@@ -104,7 +131,7 @@ pub(super) enum Place {
 
 /// A value that is being written, piece by piece.
 pub(super) struct OpenValue {
-    file: Arc<dyn StoreFile>,
+    file: Arc<ValueFile>,
     place: Place,
     /// Where it starts in its file.
     start: u64,
@@ -118,7 +145,7 @@ pub(super) struct OpenValue {
 
 /// A data file that is being written to.
 struct Writing {
-    file: Arc<dyn StoreFile>,
+    file: Arc<ValueFile>,
     /// Writes that have not reported.
     pending: usize,
     /// Whether no more will come.
@@ -134,7 +161,7 @@ pub(super) struct Files<'a> {
     /// The directory of the item.
     dir: RelPath,
     storage: Storage,
-    sync: bool,
+    durable: Durable,
     tell: Tell,
     pub(super) written: Written,
     /// Files that are open, about to be closed or written by a task.
@@ -146,21 +173,36 @@ pub(super) struct Files<'a> {
     /// Bytes written to data files since they were last made durable.
     unflushed: u64,
     /// The thread that does so, and whether it is at work.
-    flusher: Option<Flusher<(FileId, bool)>>,
+    flusher: Option<DiskThread>,
     flushing: bool,
+    /// The thread that writes past the page cache.
+    writer: Option<DiskThread>,
 }
 
 impl<'a> Files<'a> {
     pub(super) fn new(
         staged: &'a mut StagedDir,
         (dir, storage): (RelPath, Storage),
-        sync: bool,
+        durable: Durable,
         written: Written,
         tell: Tell,
     ) -> Self {
         let open = usize::from(written.open.is_some());
-        let (writing, unflushed, flusher, flushing) = (HashMap::new(), 0, None, false);
-        Self { staged, dir, storage, sync, tell, written, open, pending: 0, writing, unflushed, flusher, flushing }
+        Self {
+            staged,
+            dir,
+            storage,
+            durable,
+            tell,
+            written,
+            open,
+            pending: 0,
+            writing: HashMap::new(),
+            unflushed: 0,
+            flusher: None,
+            flushing: false,
+            writer: None,
+        }
     }
 
     pub(super) fn in_database(&self) -> bool {
@@ -180,17 +222,17 @@ impl<'a> Files<'a> {
     /// Writes a small value that is a file.
     pub(super) fn document(&mut self, key: &str, contents: &[u8]) -> Result<()> {
         let path = self.make_dir_of(key)?;
-        self.staged.write(&path, contents, self.sync)
+        self.staged.write(&path, contents, self.durable.syncs())
     }
 
     /// A file that a task writes alone, until [`closed`](Self::closed).
-    pub(super) fn alone(&mut self, key: &str) -> Result<(Arc<dyn StoreFile>, RelPath)> {
+    pub(super) fn alone(&mut self, key: &str) -> Result<(Arc<ValueFile>, RelPath)> {
         self.open += 1;
         match self.storage {
             Storage::Database { .. } => self.data_file(),
             Storage::Directories => {
                 let path = self.make_dir_of(key)?;
-                Ok((Arc::from(self.staged.file(&path)?), path))
+                Ok((ValueFile::new(self.staged.file(&path)?, false), path))
             }
         }
     }
@@ -221,7 +263,7 @@ impl<'a> Files<'a> {
         let pending = Arc::new(AtomicUsize::new(1));
         let Storage::Database { data_file_bytes } = self.storage else {
             let path = self.make_dir_of(key)?;
-            let file = Arc::from(self.staged.file(&path)?);
+            let file = ValueFile::new(self.staged.file(&path)?, false);
             self.open += 1;
             return Ok(OpenValue { file, place: Place::Own(path), start: 0, len: 0, entries: Vec::new(), pending });
         };
@@ -243,19 +285,23 @@ impl<'a> Files<'a> {
         Ok(OpenValue { file, place, start, len: 0, entries: Vec::new(), pending })
     }
 
-    /// Has a piece of a value written on a worker, at an offset within the value; its memory is spare when it is.
+    /// Has a piece of a value written, at an offset within the value; its memory is spare when it is. A worker copies it to the page
+    /// cache, or a thread waits for the disk.
+    ///
+    /// # Errors
+    /// A thread that cannot be started.
     pub(super) fn write(
         &mut self,
         pool: &ThreadPool,
         (value, at): (&OpenValue, u64),
         (body, tail): (Body, Vec<u8>),
-        (room, spare): (Room, &Arc<Spare>),
+        (room, spare): (WorkCredit, &Arc<Spare>),
         last: bool,
-    ) {
+    ) -> Result<()> {
         let (file, to, offset) = (Arc::clone(&value.file), value.place.clone(), value.start + at);
         let own = matches!(to, Place::Own(_));
-        let sync = self.sync && own;
-        let pending = Arc::clone(&value.pending);
+        let sync = self.durable.syncs() && own;
+        let (pending, len) = (Arc::clone(&value.pending), (body.len() + tail.len()) as u64);
         if !last {
             pending.fetch_add(1, Ordering::AcqRel);
         }
@@ -264,30 +310,29 @@ impl<'a> Files<'a> {
             self.writing.entry(id).or_insert_with(new).pending += 1;
         }
         self.pending += 1;
-        self.unflushed += (body.len() + tail.len()) as u64;
         let (tell, spare) = (Arc::clone(&self.tell), Arc::clone(spare));
-        pool.spawn(move || {
+        let waits = file.waits(&body, offset);
+        let task = move || {
             let mut closed = false;
-            let write = || {
-                if !body.is_empty() {
-                    file.write_at(&body, offset)?;
-                }
-                if !tail.is_empty() {
-                    file.write_at(&tail, offset + body.len() as u64)?;
-                }
-                Ok(())
-            };
-            let mut result = catch_unwind(AssertUnwindSafe(write)).unwrap_or_else(|_| Err(panicked()));
+            let mut result = guarded(|| file.write((&body, &tail), offset));
             if pending.fetch_sub(1, Ordering::AcqRel) == 1 && own {
                 closed = true;
                 if sync && result.is_ok() {
-                    result = catch_unwind(AssertUnwindSafe(|| file.sync())).unwrap_or_else(|_| Err(panicked()));
+                    result = guarded(|| file.sync());
                 }
             }
             drop((file, tail));
-            spare.keep_room(room, body.into_buffer());
+            spare.keep_buffer(room, body.into_buffer());
             tell(Report::Written { to, result, closed });
-        });
+        };
+        match waits {
+            true => started(&mut self.writer, "touchdown-write")?.run(task),
+            false => {
+                self.unflushed += len;
+                pool.spawn(task);
+            }
+        }
+        Ok(())
     }
 
     /// Ends a value whose last piece is on its way.
@@ -344,43 +389,40 @@ impl<'a> Files<'a> {
             return Ok(());
         }
         let Some(writing) = self.writing.remove(&id) else { return Ok(()) };
-        if !self.sync {
+        if !self.durable.syncs() {
             self.open -= 1;
             return Ok(());
         }
-        self.flusher()?.flush(writing.file, (id, true));
-        self.pending += 1;
-        Ok(())
+        self.sync(writing.file, (id, true))
     }
 
     /// Has a data file made durable while others are encoded, so that little is left to wait for at the end.
     fn flush(&mut self, id: FileId) -> Result<()> {
-        if !self.sync || self.flushing || self.unflushed < FLUSH_BYTES {
+        if !self.durable.syncs() || self.flushing || self.unflushed < FLUSH_BYTES {
             return Ok(());
         }
         let Some(writing) = self.writing.get(&id) else { return Ok(()) };
         let file = Arc::clone(&writing.file);
-        self.flusher()?.flush(file, (id, false));
         (self.flushing, self.unflushed) = (true, 0);
+        self.sync(file, (id, false))
+    }
+
+    fn sync(&mut self, synced: Arc<ValueFile>, (file, full): (FileId, bool)) -> Result<()> {
+        let tell = Arc::clone(&self.tell);
+        let task = move || {
+            let result = guarded(|| synced.sync());
+            drop(synced);
+            tell(Report::Flushed { file, full, result });
+        };
+        started(&mut self.flusher, "touchdown-flush")?.run(task);
         self.pending += 1;
         Ok(())
     }
 
-    fn flusher(&mut self) -> Result<&Flusher<(FileId, bool)>> {
-        match &mut self.flusher {
-            Some(flusher) => Ok(flusher),
-            none => {
-                let tell = Arc::clone(&self.tell);
-                let done = move |result, (file, full)| tell(Report::Flushed { file, full, result });
-                Ok(none.insert(Flusher::new(done)?))
-            }
-        }
-    }
-
-    fn data_file(&mut self) -> Result<(Arc<dyn StoreFile>, RelPath)> {
+    fn data_file(&mut self) -> Result<(Arc<ValueFile>, RelPath)> {
         let (file, path) = new_data_file(self.staged, &self.dir)?;
         self.written.made_files.push(path.clone());
-        Ok((file, path))
+        Ok((ValueFile::new(file, self.durable == Durable::Direct), path))
     }
 
     /// The path of a value that is a file, after making its directories.
@@ -399,15 +441,25 @@ impl<'a> Files<'a> {
 }
 
 /// A data file of a database, with a name that no other has, as TensorStore names them.
-pub(super) fn new_data_file(staged: &mut StagedDir, database: &RelPath) -> Result<(Arc<dyn StoreFile>, RelPath)> {
+pub(super) fn new_data_file(staged: &mut StagedDir, database: &RelPath) -> Result<(Box<dyn StoreFile>, RelPath)> {
     let dir = database.join("d")?;
     staged.dir(&dir)?;
     let path = dir.join(format!("{}{}", random_name()?, random_name()?))?;
-    Ok((Arc::from(staged.file(&path)?), path))
+    Ok((staged.file(&path)?, path))
 }
 
-fn panicked() -> std::io::Error {
-    std::io::Error::other("a worker panicked")
+/// The thread, started when it is first needed.
+fn started<'a>(thread: &'a mut Option<DiskThread>, name: &str) -> Result<&'a DiskThread> {
+    match thread {
+        Some(thread) => Ok(thread),
+        none => Ok(none.insert(DiskThread::new(name)?)),
+    }
+}
+
+/// Does what a store does, which may panic.
+fn guarded(operation: impl FnOnce() -> std::io::Result<()>) -> std::io::Result<()> {
+    let panicked = |_| Err(std::io::Error::other("the store panicked"));
+    catch_unwind(AssertUnwindSafe(operation)).unwrap_or_else(panicked)
 }
 
 /// The next offset at which direct reads can start.

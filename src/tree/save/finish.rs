@@ -8,6 +8,7 @@ use serde_json::Value;
 
 use super::item::Item;
 use super::options::SaveOptions;
+use super::value_file::ValueFile;
 use super::write::stored_key;
 use crate::error::{Error, Result};
 use crate::io::{StagedDir, store};
@@ -167,7 +168,7 @@ pub(in crate::tree) fn write_database(
         Some(open) => open,
         None => {
             let (file, path) = new_data_file(staged, dir)?;
-            DataFile { id: written.add_file(path), file, end: 0 }
+            DataFile { id: written.add_file(path), file: ValueFile::new(file, false), end: 0 }
         }
     };
     let path = written.path(open.id)?.clone();

@@ -1,12 +1,14 @@
-//! Encoders and output buffers that wait for work, and the memory that they hold.
+//! Encoders and output buffers that wait for work, and the memory that is set aside for them.
 //!
 //! ```text
-//!   driver: take ──► idle one of the kind, or credit for a new one ──► worker: encode, write ──► give back ──► idle
-//!                    (idle ones of other kinds make room)                                        with its credit
+//!   driver: take ──► credits that are idle, or new ones ──► worker: encoder, buffer ──► encode, write ──► keep
+//!                    (idle ones of other kinds make room)   used last, or made now                         all of it
 //! ```
 //!
-//! An encoder's context is made by the worker that needs it first and is charged as long as it exists, idle or not. Large buffers
-//! are kept because fresh memory costs: the kernel clears every page of it when it is first written to.
+//! Credits are given to units when they are admitted, encoders and buffers when their turn has come: a worker gets what was used
+//! last, which the processor's caches still have, and no more of them are made than are at work at once. Large buffers are kept
+//! because fresh memory costs: the kernel clears every page of it when it is first written to. There are never more encoders and
+//! buffers than credits for them, because what is idle of both is given up together.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -22,72 +24,87 @@ pub(super) struct Spare(Mutex<Idle>);
 
 #[derive(Debug, Default)]
 struct Idle {
-    encoders: Vec<Reserved>,
-    rooms: Vec<Room>,
+    credits: Vec<(Kind, Credit)>,
+    encoders: Vec<(Kind, Encoder)>,
+    buffers: Vec<(Kind, Vec<u8>)>,
 }
 
-/// An encoder, or the memory for one.
-#[derive(Debug)]
-pub(super) struct Reserved {
-    kind: Kind,
-    encoder: Option<Encoder>,
-    _credit: Credit,
-}
-
-/// What encoders have in common that can stand in for each other.
+/// Memory for what is used alike.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Kind {
-    compression: Compression,
-    checksums: Checksums,
-    memory: u64,
+enum Kind {
+    Encoder {
+        compression: Compression,
+        checksums: Checksums,
+        memory: u64,
+    },
+    /// For the elements of a unit, gathered and encoded.
+    Work {
+        bytes: u64,
+        encoded: u64,
+    },
 }
 
-/// Memory for the elements of a unit, gathered and encoded.
+/// What one unit holds until it is encoded.
 #[derive(Debug)]
-pub(super) struct Room {
-    work: u64,
-    encoded: u64,
-    /// Where it is encoded to. Empty, with or without memory.
-    pub(super) buffer: Vec<u8>,
-    _credit: Credit,
-}
+pub(super) struct EncoderCredit(Kind, Credit);
+
+/// What one unit holds until it is written.
+#[derive(Debug)]
+pub(super) struct WorkCredit(Kind, Credit);
 
 impl Spare {
-    /// What a unit takes; `None` if there is no memory for it now.
-    pub(super) fn take(&self, job: &ArrayJob, cost: Cost, budget: &Arc<Budget>) -> Option<(Reserved, Room)> {
-        let kind = Kind { compression: job.new.compression, checksums: job.checksums(), memory: cost.encoder };
+    /// Memory for a unit; `None` if there is none now.
+    pub(super) fn take(&self, job: &ArrayJob, cost: Cost, budget: &Arc<Budget>) -> Option<(EncoderCredit, WorkCredit)> {
         let mut idle = self.lock();
-        let reserved = match idle.encoders.iter().rposition(|one| one.kind == kind) {
-            Some(at) => idle.encoders.swap_remove(at),
-            None => Reserved { kind, encoder: None, _credit: idle.credit(kind.memory, budget)? },
-        };
-        let (work, encoded) = (cost.work, cost.encoded);
-        if let Some(at) = idle.rooms.iter().rposition(|room| (room.work, room.encoded) == (work, encoded)) {
-            return Some((reserved, idle.rooms.swap_remove(at)));
-        }
-        match idle.credit(work, budget) {
-            Some(credit) => Some((reserved, Room { work, encoded, buffer: Vec::new(), _credit: credit })),
+        let (compression, checksums, memory) = (job.new.compression, job.checksums(), cost.encoder);
+        let encoder = Kind::Encoder { compression, checksums, memory };
+        let held = idle.credit(encoder, memory, budget)?;
+        let work = Kind::Work { bytes: cost.work, encoded: cost.encoded };
+        match idle.credit(work, cost.work, budget) {
+            Some(credit) => Some((EncoderCredit(encoder, held), WorkCredit(work, credit))),
             None => {
-                idle.encoders.push(reserved);
+                idle.credits.push((encoder, held));
                 None
             }
         }
     }
 
-    /// Keeps an encoder for the next unit of its kind.
-    pub(super) fn keep_encoder(&self, reserved: Reserved) {
-        self.lock().encoders.push(reserved);
-    }
-
-    /// Keeps the memory of a unit that is done, with its buffer, for the next one of the same size, if that is worth it.
-    pub(super) fn keep_room(&self, room: Room, mut buffer: Vec<u8>) {
-        if buffer.capacity() >= KEPT_BYTES_MIN {
-            buffer.clear();
-            self.lock().rooms.push(Room { buffer, ..room });
+    /// An encoder that was used last, or a new one.
+    pub(super) fn encoder(&self, credit: &EncoderCredit) -> Result<Encoder> {
+        if let Some(encoder) = last(&mut self.lock().encoders, credit.0) {
+            return Ok(encoder);
+        }
+        match credit.0 {
+            Kind::Encoder { compression, checksums, .. } => Ok(Encoder::new(compression, checksums)?),
+            Kind::Work { .. } => Err(crate::Error::bug("credit for work is none for an encoder")),
         }
     }
 
-    /// Gives the memory of all idle ones back.
+    /// A buffer that was used last, or one without memory. It is empty.
+    pub(super) fn buffer(&self, credit: &WorkCredit) -> Vec<u8> {
+        last(&mut self.lock().buffers, credit.0).unwrap_or_default()
+    }
+
+    /// Takes an encoder back, with its memory.
+    pub(super) fn keep_encoder(&self, EncoderCredit(kind, credit): EncoderCredit, encoder: Encoder) {
+        let mut idle = self.lock();
+        idle.credits.push((kind, credit));
+        idle.encoders.push((kind, encoder));
+    }
+
+    /// Takes the memory of a unit that is done back, with its buffer, if another one may use it.
+    pub(super) fn keep_buffer(&self, WorkCredit(kind, credit): WorkCredit, mut buffer: Vec<u8>) {
+        if buffer.capacity() < KEPT_BYTES_MIN {
+            drop(buffer);
+            return;
+        }
+        buffer.clear();
+        let mut idle = self.lock();
+        idle.credits.push((kind, credit));
+        idle.buffers.push((kind, buffer));
+    }
+
+    /// Gives the memory of all that is idle back.
     pub(super) fn clear(&self) {
         *self.lock() = Idle::default();
     }
@@ -98,23 +115,19 @@ impl Spare {
 }
 
 impl Idle {
-    /// Credit for something new, for which idle things make room.
-    fn credit(&mut self, bytes: u64, budget: &Arc<Budget>) -> Option<Credit> {
-        budget.take(bytes).or_else(|| {
+    /// Credit that is idle, or new one, for which whatever is idle makes room.
+    fn credit(&mut self, kind: Kind, bytes: u64, budget: &Arc<Budget>) -> Option<Credit> {
+        last(&mut self.credits, kind).or_else(|| budget.take(bytes)).or_else(|| {
             *self = Self::default();
             budget.take(bytes)
         })
     }
 }
 
-impl Reserved {
-    /// The encoder, made now if this is its first unit.
-    pub(super) fn ready(&mut self) -> Result<&mut Encoder> {
-        match &mut self.encoder {
-            Some(encoder) => Ok(encoder),
-            none => Ok(none.insert(Encoder::new(self.kind.compression, self.kind.checksums)?)),
-        }
-    }
+/// The last one of a kind, taken out.
+fn last<T>(all: &mut Vec<(Kind, T)>, kind: Kind) -> Option<T> {
+    let at = all.iter().rposition(|(have, _)| *have == kind)?;
+    Some(all.remove(at).1)
 }
 
 /// Smaller buffers are not kept, in bytes: the allocator does so itself.

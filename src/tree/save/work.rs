@@ -10,7 +10,7 @@ use std::time::Instant;
 
 use rayon::ThreadPool;
 
-use super::files::{Storage, Written};
+use super::files::{Durable, Storage, Written};
 use super::finish::{JsonItem, finish_checkpoint, finish_tree, now_ns};
 use super::item::{Elements, Item};
 use super::job::{Progress, SaveJob, SaveReport};
@@ -186,7 +186,7 @@ impl SaveWork {
             staged: &mut self.staged,
             dir,
             storage: Storage::of(&self.options),
-            sync: self.options.sync,
+            durable: Durable::of(&self.options),
         };
         let written = write_arrays(context, &item.jobs, Written::of(item))?;
         let bytes = written.bytes;

@@ -18,9 +18,9 @@ use bytes::Bytes;
 use rayon::ThreadPool;
 
 use super::array::{ArrayJob, Body, Payload, Unit, Units};
-use super::files::{self, Files, OpenValue, Storage, Written, aligned};
+use super::files::{self, Durable, Files, OpenValue, Storage, Written, aligned};
 use super::job::Progress;
-use super::spare::{Room, Spare};
+use super::spare::{Spare, WorkCredit};
 use crate::error::{Error, ErrorKind, Result};
 use crate::io::{Budget, StagedDir};
 use crate::kv::Value;
@@ -40,7 +40,7 @@ pub(in crate::tree) struct Context<'a> {
     /// The directory of the item.
     pub(in crate::tree) dir: RelPath,
     pub(in crate::tree) storage: Storage,
-    pub(in crate::tree) sync: bool,
+    pub(in crate::tree) durable: Durable,
 }
 
 /// Writes the parts of all arrays in whole chunks, and their metadata, after what was written before.
@@ -53,19 +53,19 @@ pub(in crate::tree) fn write_arrays(
     written: Written,
 ) -> Result<Written> {
     let (send, receive) = channel();
-    let Context { pool, budget, progress, staged, dir, storage, sync } = context;
+    let Context { pool, budget, progress, staged, dir, storage, durable } = context;
     let files = {
         let send = send.clone();
         // The driver waits for every report, so somebody receives it.
         let tell = Arc::new(move |report| _ = send.send(Report::File(report)));
-        Files::new(staged, (dir, storage), sync, written, tell)
+        Files::new(staged, (dir, storage), durable, written, tell)
     };
     let mut drive = Drive {
         jobs,
         pool,
         budget,
         progress,
-        sync,
+        sync: durable.syncs(),
         units: Units::new(jobs, budget.total()),
         send,
         receive,
@@ -92,7 +92,7 @@ enum Report {
 struct Encoded {
     unit: Unit,
     payload: Payload,
-    room: Room,
+    room: WorkCredit,
 }
 
 struct Drive<'a> {
@@ -217,7 +217,7 @@ impl Drive<'_> {
         if self.encoding >= workers * TASKS_PER_WORKER || cost.streamed() && !self.files.has_room() {
             return Ok(Some(unit));
         }
-        let Some((mut reserved, mut room)) = self.spare.take(job, cost, budget) else {
+        let Some((held, room)) = self.spare.take(job, cost, budget) else {
             if self.is_idle() && budget.total() < cost.total() {
                 return Err(job.over_budget(budget.total()).unwrap_or_else(|| Error::bug("a unit has no room")));
             }
@@ -238,10 +238,10 @@ impl Drive<'_> {
             (Arc::clone(self.jobs), Arc::clone(&self.spare), Arc::clone(self.progress), self.sync);
         self.spawn(number, cost.streamed(), move || {
             let job = &jobs[unit.array];
-            let encoder = reserved.ready()?;
+            let mut encoder = spare.encoder(&held)?;
             let payload = match own {
                 Some((file, path)) => {
-                    let streamed = job.stream(&unit, encoder, (&*file, &path), &progress);
+                    let streamed = job.stream(&unit, &mut encoder, (&*file, &path), &progress);
                     streamed.and_then(|len| match if sync { file.sync() } else { Ok(()) } {
                         Ok(()) => Ok(Payload::File(path, len)),
                         Err(error) => {
@@ -249,9 +249,9 @@ impl Drive<'_> {
                         }
                     })
                 }
-                None => job.encode(&unit, encoder, std::mem::take(&mut room.buffer), &progress),
+                None => job.encode(&unit, &mut encoder, spare.buffer(&room), &progress),
             };
-            spare.keep_encoder(reserved);
+            spare.keep_encoder(held, encoder);
             let payload =
                 payload.map_err(|error| error.at("chunk", format_args!("{:?}", unit.chunk)).at("array", &job.name))?;
             Ok(Encoded { unit, payload, room })
@@ -306,7 +306,7 @@ impl Drive<'_> {
             value.len += index.len() as u64;
             tail.extend(index);
         }
-        self.files.write(self.pool, (&value, at), (body, tail), (room, &self.spare), last);
+        self.files.write(self.pool, (&value, at), (body, tail), (room, &self.spare), last)?;
         match last {
             true => self.files.end(key, &value),
             false => self.value = Some(value),

@@ -25,7 +25,7 @@ use support::ask::{
     checkpoint, floats, has, has_all, indexes, little_endian, load, object, ok, parsed, paths, refused, row, rows,
     safetensors, shard_bytes, text,
 };
-use support::{copy_tree, finish, fixture, program, scratch, skipped, touchdown};
+use support::{copy_tree, finish, fixture, program, read_json, scratch, skipped, touchdown};
 
 // ---------------------------------------------------------------- ls
 
@@ -1134,6 +1134,18 @@ fn verify_tells_what_nothing_refers_to_and_a_lost_file_once() {
     fs::write(copy.join("state/d/stray"), [1; 77]).unwrap();
     assert_eq!(bytes(&verify(&copy)), bytes(&before) + 5077);
     assert!(ok(&["verify", &text(&copy)]).contains("nothing refers to"));
+    // Keys that the metadata name no leaf of.
+    let copy = folder.join("keys");
+    copy_tree(&fixture("quickstart/ckpt"), &copy);
+    let metadata = copy.join("state/_METADATA");
+    let mut tree = read_json(&metadata);
+    tree["tree_metadata"].as_object_mut().unwrap().remove("('learning_rate',)").unwrap();
+    fs::write(&metadata, tree.to_string()).unwrap();
+    let found = verify(&copy);
+    let keys: Vec<&str> =
+        found["orphans"].as_array().unwrap().iter().filter_map(|orphan| orphan["key"].as_str()).collect();
+    assert_eq!((keys, &found["ok"]), (vec!["learning_rate/c", "learning_rate/zarr.json"], &json!(true)));
+    assert!(ok(&["verify", &text(&copy)]).contains("2 keys of the database"));
     // Chunks in files: one outside its array, and leftovers in the item.
     let copy = folder.join("files");
     copy_tree(&fixture("zarr2_codecs/ckpt"), &copy);

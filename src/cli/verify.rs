@@ -9,7 +9,7 @@ use super::options::{EngineArgs, SourceArgs, is_failed_by_files, settled};
 use super::output;
 use crate::error::Result;
 use crate::plan::explain::human_bytes;
-use crate::tree::verify::{Problem, Verified, verify};
+use crate::tree::verify::{Orphan, Problem, Verified, verify};
 
 pub(super) const EXAMPLE: &str = "Example:\n  touchdown verify tests/fixtures/quickstart/ckpt --deep";
 
@@ -53,7 +53,7 @@ pub(super) fn run(args: &Args) -> Result<ExitCode> {
             "bytes_decoded": found.bytes_decoded,
             "problems": found.problems.iter().map(problem).collect::<Vec<_>>(),
             "leftovers": output::leftovers_json(&found.leftovers),
-            "orphans": found.orphans.iter().map(|orphan| json!({"path": orphan.path, "bytes": orphan.bytes})).collect::<Vec<_>>(),
+            "orphans": found.orphans.iter().map(|orphan| json!({"path": orphan.path, "bytes": orphan.bytes, "key": orphan.key})).collect::<Vec<_>>(),
         }))?;
     } else {
         let mut text = String::new();
@@ -63,9 +63,20 @@ pub(super) fn run(args: &Args) -> Result<ExitCode> {
         }
         text += &output::leftovers_text(&found.leftovers);
         if !found.orphans.is_empty() {
-            let bytes = found.orphans.iter().map(|orphan| orphan.bytes).sum();
-            let (files, bytes) = (found.orphans.len(), human_bytes(bytes));
-            text += &format!("nothing refers to {bytes} in {files} files, which does no harm (--json names them)\n");
+            let (values, rest): (Vec<&Orphan>, Vec<&Orphan>) =
+                found.orphans.iter().partition(|orphan| orphan.key.is_some());
+            let bytes = |orphans: &[&Orphan]| human_bytes(orphans.iter().map(|orphan| orphan.bytes).sum());
+            if !rest.is_empty() {
+                let (files, bytes) = (rest.len(), bytes(&rest));
+                text +=
+                    &format!("nothing refers to {bytes} in {files} files, which does no harm (--json names them)\n");
+            }
+            if !values.is_empty() {
+                let (keys, bytes) = (values.len(), bytes(&values));
+                text += &format!(
+                    "{keys} keys of the database ({bytes}) belong to no leaf, which does no harm (--json names them)\n"
+                );
+            }
         }
         let checked = if args.deep { "decoded and checked" } else { "references checked" };
         text += &format!(

@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
+use super::held::Making;
 use super::parts::{Place, StoredPart};
 use super::sparse::{Block, absent, elements, inside, positions_in, sealed_positions};
 use super::{
@@ -15,7 +16,7 @@ use crate::limits::{CHUNKS_LOOKED_UP_MAX, CHUNKS_MAX};
 use crate::need::{Answer, Asker, Need, unfit};
 use crate::relpath::RelPath;
 use crate::shape::{Region, byte_count, strides};
-use crate::zarr::Grid;
+use crate::zarr::{Grid, Layout};
 
 /// Plans a load of `wants` from `arrays`. Asks for the sizes of chunk files and for shard indexes, and for no data.
 ///
@@ -54,7 +55,7 @@ async fn run(mut planner: Planner<'_>, ask: &Asker, wants: Vec<Want>) -> Result<
         planner.want(want)?;
     }
     let mut chunks = planner.sparse_chunks(ask).await?;
-    chunks.extend(planner.chunks());
+    chunks.extend(planner.chunks()?);
     let mut parts = planner.locate(ask, chunks).await?;
     // One round for each level of shards inside shards; nearly always none or one.
     while !parts.is_empty() {
@@ -80,6 +81,8 @@ pub(super) struct Planner<'a> {
     pub(super) files: Vec<RelPath>,
     pub(super) file_of: HashMap<RelPath, u32>,
     pub(super) units: Vec<Unit>,
+    /// What it all takes so far.
+    pub(super) making: Making,
     /// The unit that needs the largest budget of those that do not fit this one, and that budget.
     pub(super) over_budget: Option<(u64, Error)>,
 }
@@ -118,6 +121,7 @@ impl<'a> Planner<'a> {
             files: Vec::new(),
             file_of: HashMap::new(),
             units: Vec::new(),
+            making: Making::default(),
             over_budget: None,
         }
     }
@@ -221,6 +225,20 @@ impl<'a> Planner<'a> {
         Ok(())
     }
 
+    /// Ranks of the arrays that are wanted, and about how many chunks and inner chunks are.
+    pub(super) fn touched(&self) -> impl Iterator<Item = (usize, u64)> + '_ {
+        self.demands.iter().map(|(&array, demands)| {
+            let meta = &self.arrays[array].meta;
+            let inner = match &meta.layout {
+                Layout::Plain(_) => 0,
+                Layout::Sharded(sharded) => sharded.inner_count(),
+            };
+            let touched = demands.iter().map(|demand| meta.grid.touched_count(&demand.stored).unwrap_or(u64::MAX));
+            let touched = touched.fold(0, u64::saturating_add);
+            (meta.shape.len(), touched.saturating_mul(1 + inner).min(CHUNKS_MAX))
+        })
+    }
+
     /// Whether so many chunks of an array are wanted that those which exist are listed instead of being looked up.
     fn is_sparse(&self, array: usize) -> bool {
         let grid = &self.arrays[array].meta.grid;
@@ -266,17 +284,20 @@ impl<'a> Planner<'a> {
                 }
                 self.push_fill(array, &position, None, &extent, placements);
             }
-            let demand_of = |position: &Vec<u64>| {
-                (0..demands).filter(|index| block(self, *index).is_some_and(|block| inside(&block, position))).collect()
-            };
-            let wanted = present.into_iter().map(|position| Wanted { demands: demand_of(&position), array, position });
-            chunks.extend(wanted);
+            for position in present {
+                let touches = |index: &usize| block(self, *index).is_some_and(|block| inside(&block, &position));
+                let demands: Vec<usize> = (0..demands).filter(touches).collect();
+                if !self.making.add(&self.limits, position.len(), demands.len()) {
+                    return Err(self.too_many());
+                }
+                chunks.push(Wanted { array, position, demands });
+            }
         }
         Ok(chunks)
     }
 
     /// The chunks that some demand touches, array by array, in grid order; those of arrays of very many are found apart.
-    fn chunks(&self) -> Vec<Wanted> {
+    fn chunks(&mut self) -> Result<Vec<Wanted>> {
         let mut chunks = Vec::new();
         for (&array, demands) in &self.demands {
             let stored = &self.arrays[array];
@@ -289,9 +310,14 @@ impl<'a> Planner<'a> {
                     touched.entry(position).or_default().push(index);
                 }
             }
-            chunks.extend(touched.into_iter().map(|(position, demands)| Wanted { array, position, demands }));
+            for (position, demands) in touched {
+                if !self.making.add(&self.limits, position.len(), demands.len()) {
+                    return Err(self.too_many());
+                }
+                chunks.push(Wanted { array, position, demands });
+            }
         }
-        chunks
+        Ok(chunks)
     }
 
     /// Finds the value of every chunk; chunks that are not stored become fill units.
@@ -337,6 +363,7 @@ impl<'a> Planner<'a> {
             };
         }
         let mut parts = Vec::with_capacity(chunks.len());
+        self.units.reserve(chunks.len());
         for (wanted, place) in chunks.into_iter().zip(places) {
             let stored = &self.arrays[wanted.array];
             let region = self.region(&stored.meta.grid, wanted.array, &wanted.position)?;

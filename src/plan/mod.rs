@@ -17,6 +17,7 @@
 mod build;
 pub mod chunking;
 pub mod explain;
+mod held;
 mod mesh;
 mod order;
 mod parts;
@@ -132,6 +133,9 @@ pub struct Limits {
     pub merge_gap_bytes: u64,
     /// When checksums are checked.
     pub verify: Verify,
+    /// Whether the plan itself counts as staging memory and is refused where there is no room for it. What looks at all that is
+    /// stored plans without: it holds a small multiple of the metadata.
+    pub counts_plan: bool,
 }
 
 /// What a decoder of a chain holds in memory beside its input and output, in bytes, given the encoded and decoded length and
@@ -168,6 +172,8 @@ pub struct Plan {
     pub units: Vec<Unit>,
     /// Requests, in the order of work; together they name every unit once.
     pub batches: Vec<Batch>,
+    /// What units and batches take of the budget themselves, in bytes.
+    pub held_bytes: u64,
     /// Under what limits this was planned.
     pub limits: Limits,
 }
@@ -448,11 +454,11 @@ impl Plan {
         (slots * self.limits.slot_memory()).saturating_add(working)
     }
 
-    /// The most staging memory that is in use at once, in bytes: the budget, or less when there is less to do.
+    /// The most memory beyond the results that is in use at once, in bytes: the budget, or less when there is less to do.
     pub fn staging_bytes(&self) -> u64 {
         let workers = self.limits.slot_memory() * u64::from(self.limits.workers);
         let batches = self.batches.iter().fold(0u64, |sum, batch| sum.saturating_add(self.batch_bytes(batch)));
-        workers.saturating_add(batches).min(self.limits.staging_bytes)
+        workers.saturating_add(batches).saturating_add(self.held_bytes).min(self.limits.staging_bytes)
     }
 
     /// Result bytes of every device of this process, by position in the mesh of the leaf.

@@ -17,31 +17,30 @@ impl Planner<'_> {
             let leaf_of = |placement: &Placement| self.shards[placement.shard as usize].leaf as usize;
             unit.placements.iter().map(|placement| self.leaves[leaf_of(placement)].priority).min().unwrap_or(u32::MAX)
         };
-        let mut units: Vec<(Turn, Unit)> = std::mem::take(&mut self.units)
-            .into_iter()
-            .filter(|unit| !unit.placements.is_empty())
-            .map(|unit| {
-                let at = match unit.source {
-                    Source::File { file, offset, .. } => Some((file, offset)),
-                    Source::Inline(_) | Source::Fill(_) => None,
-                };
-                ((priority(&unit), at), unit)
-            })
-            .collect();
-        units.sort_by_key(|(key, _)| *key);
-        let priorities: Vec<u32> = units.iter().map(|((priority, _), _)| *priority).collect();
-        let units: Vec<Unit> = units.into_iter().map(|(_, unit)| unit).collect();
+        let turn = |unit: &Unit| -> Turn {
+            let at = match unit.source {
+                Source::File { file, offset, .. } => Some((file, offset)),
+                Source::Inline(_) | Source::Fill(_) => None,
+            };
+            (priority(unit), at)
+        };
+        let mut units = std::mem::take(&mut self.units);
+        units.retain(|unit| !unit.placements.is_empty());
+        units.sort_by_cached_key(turn);
+        let priorities: Vec<u32> = units.iter().map(priority).collect();
         self.count(&units);
         let batches = self.batches(&units, &priorities);
-        Ok(Plan {
+        let plan = Plan {
             leaves: self.leaves,
             shards: self.shards,
             arrays: self.unit_arrays,
             files: self.files,
             units,
             batches,
+            held_bytes: 0,
             limits: self.limits,
-        })
+        };
+        plan.checked()
     }
 
     /// Adds every unit to the counts of the leaves it serves. What several leaves share counts for the first.

@@ -127,6 +127,9 @@ impl Planner<'_> {
                 let number =
                     Grid::index(&position, &sharded.counts).ok_or_else(|| Error::bug("an inner chunk lies outside"))?;
                 let region = self.region(&grid, part.array, &position)?;
+                if !self.making.add(&self.limits, region.rank(), 1) {
+                    return Err(self.too_many());
+                }
                 touched
                     .entry(number)
                     .or_default()
@@ -279,6 +282,9 @@ impl Planner<'_> {
         let complete = part.place.len() == decoded && ranges.iter().map(|range| range.len).sum::<u64>() == decoded;
         let strides = strides(&shape);
         for range in ranges {
+            if !self.making.add(&self.limits, shape.len(), placements.len()) {
+                return Err(self.too_many());
+            }
             let base: u64 = strides.iter().zip(&range.region.start).map(|(stride, at)| stride * at * element).sum();
             let clipped = placements.iter().filter_map(|placement| placement.clip(&range.region));
             let placements = clipped.map(|placement| placement.relative_to(&range.region)).collect();

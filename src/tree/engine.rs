@@ -130,6 +130,7 @@ impl EngineOptions {
             workers: u32::try_from(workers).unwrap_or(u32::MAX),
             merge_gap_bytes: self.merge_gap_bytes,
             verify: self.verify,
+            counts_plan: true,
         })
     }
 }

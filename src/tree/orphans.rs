@@ -1,28 +1,34 @@
-//! Bytes of an item that nothing leads to: what earlier commits of a database left behind, chunks outside their array's grid.
+//! Bytes of an item that nothing leads to: what earlier commits of a database left behind, chunks outside their array's grid, keys
+//! that belong to no leaf.
 //!
 //! They are no damage, and normal in a database that was written in several commits.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::os::unix::fs::FileExt;
+use std::sync::Arc;
+
+use bytes::Bytes;
 
 use super::catalog::META_KEYS;
 use super::checkpoint::ask;
 use super::land::usize_of;
 use crate::error::Result;
 use crate::io::{OpenFile, Root, read_error};
-use crate::kv::{Value, ocdbt};
+use crate::kv::{Index, Value, ocdbt};
 use crate::limits::ALIGN_BYTES;
 use crate::need::EntryKind;
 use crate::plan::{Plan, StoredArray, Values};
 use crate::relpath::RelPath;
 
-/// Bytes of a file that nothing refers to.
+/// Bytes of a file that nothing refers to, or a value that no leaf has.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Orphan {
-    /// The file.
+    /// The file; the database of a value that lies in its nodes.
     pub path: String,
     /// How many of its bytes.
     pub bytes: u64,
+    /// The key in the database, if it is a value.
+    pub key: Option<String>,
 }
 
 /// Ranges that are referred to: first and one past the last byte.
@@ -53,7 +59,7 @@ pub(super) fn orphans(root: &Root, dir: &RelPath, arrays: &[&StoredArray], plans
             let path = dir.join(&entry.name)?;
             let Some(file) = root.file(&path)? else { continue };
             let bytes = unused(root, &file, used.remove(&path).unwrap_or_default())?;
-            found.extend((bytes > 0).then(|| Orphan { path: root.shown(&path), bytes }));
+            found.extend((bytes > 0).then(|| Orphan { path: root.shown(&path), bytes, key: None }));
         }
     }
     let chunks: BTreeSet<&RelPath> = plans.iter().flat_map(|plan| &plan.files).collect();
@@ -62,13 +68,49 @@ pub(super) fn orphans(root: &Root, dir: &RelPath, arrays: &[&StoredArray], plans
             files(root, dir, array.meta.shape.len() + 1, &mut |path, size| {
                 let name = path.as_path().file_name().map(|name| name.to_string_lossy().into_owned());
                 let known = chunks.contains(path) || META_KEYS.iter().any(|meta| name.as_deref() == Some(meta));
-                found.extend((!known).then(|| Orphan { path: root.shown(path), bytes: size }));
+                found.extend((!known).then(|| Orphan { path: root.shown(path), bytes: size, key: None }));
             })?;
         }
     }
-    found.sort_by(|a, b| a.path.cmp(&b.path));
+    found.sort_by(|a, b| (&a.path, &a.key).cmp(&(&b.path, &b.key)));
     found.dedup();
     Ok(found)
+}
+
+/// The values of an item's database that are of no array of these: what stands under other names, and chunks outside their array.
+pub(super) fn values_without_leaf(root: &Root, dir: &RelPath, arrays: &[&StoredArray]) -> Vec<Orphan> {
+    let mut owners: HashMap<&[u8], &StoredArray> = HashMap::new();
+    let mut database = None;
+    for array in arrays {
+        if let Values::Keys { index, prefix } = &array.values {
+            owners.insert(prefix, array);
+            database = Some(index);
+        }
+    }
+    let owned = |key: &[u8]| {
+        // Names may lie below each other, so every part of the key may be one.
+        let cuts =
+            std::iter::once(0).chain(key.iter().enumerate().filter(|(_, byte)| **byte == b'/').map(|(at, _)| at + 1));
+        cuts.filter_map(|cut| Some((owners.get(&key[..cut])?, std::str::from_utf8(&key[cut..]).ok()?))).any(
+            |(array, rest)| {
+                let meta = &array.meta;
+                let is_chunk = |position: Vec<u64>| {
+                    meta.grid.clipped(&position, &meta.shape).is_some_and(|region| !region.is_empty())
+                };
+                META_KEYS.contains(&rest) || meta.keys.position(rest, meta.shape.len()).is_some_and(is_chunk)
+            },
+        )
+    };
+    let entries = database.into_iter().flat_map(|index| index.entries().iter().map(move |entry| (index, entry)));
+    let lost = entries.filter(|(_, (key, _))| !owned(key));
+    let orphan = |(index, (key, value)): (&Arc<Index>, &(Bytes, Value))| {
+        let (path, bytes) = match value {
+            Value::Inline(bytes) => (dir, bytes.len() as u64),
+            Value::Extent(extent) => (index.file(extent.file), extent.len),
+        };
+        Orphan { path: root.shown(path), bytes, key: Some(String::from_utf8_lossy(key).into_owned()) }
+    };
+    lost.map(orphan).collect()
 }
 
 /// The directories of an item's databases: its own, and those of the processes that wrote it.

@@ -22,7 +22,7 @@ use crate::layout::orbax::sums::{SUMMED_FILES, SUMS_FILE, Sums, ValueSum};
 use crate::layout::orbax::tree::MSGPACK_FILE;
 use crate::layout::{Format, ItemKind};
 use crate::limits::{METADATA_FILE_BYTES_MAX, SLOT_BYTES};
-use crate::plan::{self, Source, Values, Verify};
+use crate::plan::{self, Limits, Source, Values, Verify};
 use crate::relpath::RelPath;
 
 /// What [`seal`] did.
@@ -178,6 +178,7 @@ impl Seal {
         sums: &mut Sums,
     ) -> Result<()> {
         let limits = EngineOptions { verify: Verify::Full, ..*engine }.limits()?;
+        let limits = Limits { counts_plan: false, ..limits };
         let (all, wants) = (checkpoint.arrays(), whole_wants(checkpoint.arrays(), arrays.iter().copied()));
         let plan =
             ask(&self.root, |asker| async move { plan::build_whole(&asker, all, wants, limits, decoder_cost).await })?;

@@ -12,7 +12,7 @@ use super::engine::EngineOptions;
 use super::inline::whole_wants;
 use super::land::decoder_cost;
 pub use super::orphans::Orphan;
-use super::orphans::orphans;
+use super::orphans::{orphans, values_without_leaf};
 use crate::error::{Error, ErrorKind, Result};
 use crate::io::store::{Leftover, leftovers};
 use crate::io::{Ring, Root};
@@ -20,7 +20,7 @@ use crate::layout::orbax::step::is_temporary;
 use crate::layout::orbax::tree::read_json;
 use crate::layout::orbax::{checkpoint, tree};
 use crate::layout::{Description, Format, ItemKind};
-use crate::plan::{self, Plan, Verify};
+use crate::plan::{self, Limits, Plan, Verify};
 use crate::relpath::RelPath;
 
 /// What [`verify`] finds.
@@ -40,7 +40,7 @@ pub struct Verified {
     pub problems: Vec<Problem>,
     /// What crashed saves left beside it under its name, and in it: no damage, and safe to remove unless it is the only copy.
     pub leftovers: Vec<Leftover>,
-    /// Bytes that nothing refers to, by file: no damage, and normal in databases.
+    /// Bytes that nothing refers to, by file, and values that no leaf has: no damage, and the first are normal in databases.
     pub orphans: Vec<Orphan>,
     /// What was told already, so that many of a kind cost no more than their number.
     told: HashSet<String>,
@@ -217,11 +217,14 @@ fn verify_tree(
         found.problem(item, None, false, note.duplicate())?;
     }
     let limits = EngineOptions { verify: Verify::Full, ..*engine }.limits()?;
+    let limits = Limits { counts_plan: false, ..limits };
     let mut plans: Vec<Plan> = Vec::new();
     let mut planned = Vec::new();
+    let mut readable = true;
     for leaf in checkpoint.leaves() {
         let path = leaf.path.to_string();
         if let LeafKind::Unreadable { kind, why } = &leaf.kind {
+            readable = false;
             found.problem(item, Some(&path), true, Error::new(*kind, why.clone()).at("leaf", &path))?;
         }
         let Some(array) = leaf.kind.array() else { continue };
@@ -232,7 +235,10 @@ fn verify_tree(
                 plans.push(plan);
                 planned.push(&arrays[array]);
             }
-            Err(error) => found.problem(item, Some(&path), true, error.at("leaf", &path))?,
+            Err(error) => {
+                readable = false;
+                found.problem(item, Some(&path), true, error.at("leaf", &path))?;
+            }
         }
     }
     if let Some(dir) = checkpoint.item_dir() {
@@ -243,6 +249,10 @@ fn verify_tree(
         match orphans(root, dir, &planned, &plans) {
             Ok(orphans) => found.orphans.extend(orphans),
             Err(error) => found.problem(item, None, false, error)?,
+        }
+        // Whose keys those of a leaf are that cannot be read is not known.
+        if readable {
+            found.orphans.extend(values_without_leaf(root, dir, &planned));
         }
     }
     let ring = Ring::new(usize::try_from(limits.slot_bytes).unwrap_or(crate::limits::SLOT_BYTES));

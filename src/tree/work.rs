@@ -133,13 +133,13 @@ impl Work {
         }
     }
 
-    /// Staging memory for batches at work: what is left beside a slot for every worker to decode into, and what workers lock for
-    /// devices; but no less than the largest batch takes, for which the planner has seen to it that the budget is enough without
+    /// Staging memory for batches at work: what is left beside the plan, a slot for every worker to decode into, and what workers lock
+    /// for devices; but no less than the largest batch takes, for which the planner has seen to it that the budget is enough without
     /// devices.
     pub(super) fn batch_budget(&self) -> u64 {
         let plan = &self.landing.plan;
         let slots = u64::from(self.limits.workers) * self.limits.slot_memory();
-        let left = self.limits.staging_bytes.saturating_sub(slots);
+        let left = self.limits.staging_bytes.saturating_sub(slots).saturating_sub(plan.held_bytes);
         let largest = plan.batches.iter().map(|batch| plan.batch_bytes(batch)).max().unwrap_or(0);
         left.saturating_sub(self.gpus.locked_bytes_at_most()).max(largest.min(left))
     }
@@ -207,7 +207,7 @@ impl Work {
             bytes_read: done.read.bytes + plan.bytes_inline(),
             bytes_decoded: plan.bytes_decoded(),
             bytes_unverified: self.landing.bytes_unverified(),
-            peak_host_bytes: plan.result_bytes() + done.staging_peak_bytes + scratch + locked,
+            peak_host_bytes: plan.result_bytes() + plan.held_bytes + done.staging_peak_bytes + scratch + locked,
             peak_device_bytes: plan.gpu_bytes().iter().map(|(_, bytes)| bytes).sum::<u64>() + staged,
             requests: done.requests,
             launches: self.landing.launches.load(Ordering::Relaxed),

@@ -41,7 +41,7 @@ import tempfile
 import time
 
 HERE = pathlib.Path(__file__).resolve().parent
-TESTS = ['cuda', 'cuda_memory', 'cuda_cli', 'differential', 'cudarc']
+TESTS = ['cuda', 'cuda_laws', 'cuda_memory', 'cuda_cli', 'differential', 'cudarc']
 FEATURES = 'cli,cudarc'
 PACK_BYTES_MAX = 64 << 20
 STEPS = ['suite', 'sanitizer', 'safetensors', 'uncompressed', 'zstd', 'small']

@@ -11,6 +11,7 @@
     reason = "tests fail by panicking and say what they compared"
 )]
 
+mod faulty;
 mod stopping;
 mod support;
 
@@ -21,12 +22,12 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::time::Instant;
 
+use faulty::{Faulty, ReadFault};
 use stopping::{Operation, Watched};
 use support::{copy_tree, fixture, scratch};
 use touchdown::io::store::leftovers;
-use touchdown::io::{Completion, LocalStore, PreadReader, ReadAt, Reader, ReaderWaker, Store, Ticket};
+use touchdown::io::{LocalStore, Store};
 use touchdown::training::{Checkpointer, CheckpointerOptions, PreservationPolicy, Pruning, StepOptions, prune};
 use touchdown::tree::repair::repair;
 use touchdown::tree::save::{LeafOptions, NewArray, SaveOptions, Tree};
@@ -66,120 +67,17 @@ fn loaded(engine: &Engine, path: &Path) -> touchdown::Result<u8> {
 
 // ---------------------------------------------------------------- reads
 
-#[derive(Clone, Copy, Debug, PartialEq)]
-enum ReadFault {
-    /// The read fails with this number.
-    Errno(i32),
-    /// The file ends in the middle of it.
-    Short,
-    /// The file is cut before the read is done.
-    Shrinks,
-    /// The file is gone before the read is done; it is open.
-    Vanishes,
-    /// Everything arrives, the last read first.
-    Reordered,
-}
-
-/// Reads with one fault, at the read of a number.
-struct Faulty {
-    inner: PreadReader,
-    fault: ReadFault,
-    at: u64,
-    seen: Arc<AtomicU64>,
-    root: PathBuf,
-    failed: Option<Completion>,
-    held: Vec<Completion>,
-    in_flight: usize,
-}
-
-impl Reader for Faulty {
-    fn submit(&mut self, ticket: Ticket, read: ReadAt) {
-        let here = self.seen.fetch_add(1, Ordering::SeqCst) == self.at;
-        let path = self.root.join(read.file.path().as_path());
-        self.in_flight += 1;
-        match self.fault {
-            ReadFault::Errno(_) | ReadFault::Short if here => {
-                let error = match self.fault {
-                    ReadFault::Errno(number) => io::Error::from_raw_os_error(number),
-                    _ => io::ErrorKind::UnexpectedEof.into(),
-                };
-                self.failed = Some(Completion { ticket, read, result: Err(error), busy: Default::default() });
-                return;
-            }
-            ReadFault::Shrinks if here => {
-                fs::File::options().write(true).open(path).unwrap().set_len(read.offset + read.len as u64 / 2).unwrap();
-            }
-            ReadFault::Vanishes if here => fs::remove_file(path).unwrap(),
-            _ => {}
-        }
-        self.inner.submit(ticket, read);
-    }
-
-    fn next(&mut self, deadline: Option<Instant>) -> Option<Completion> {
-        if let Some(failed) = self.failed.take() {
-            self.in_flight -= 1;
-            return Some(failed);
-        }
-        if self.fault != ReadFault::Reordered {
-            let done = self.inner.next(deadline)?;
-            self.in_flight -= 1;
-            return Some(done);
-        }
-        // Whatever is in flight is waited for, and the last of it is given first.
-        while self.held.len() < self.in_flight {
-            self.held.push(self.inner.next(deadline)?);
-        }
-        let last = self.held.pop();
-        self.in_flight -= usize::from(last.is_some());
-        match last {
-            None => self.inner.next(deadline),
-            last => last,
-        }
-    }
-
-    fn depth(&self) -> usize {
-        8
-    }
-
-    fn waker(&self) -> Arc<dyn ReaderWaker> {
-        self.inner.waker()
-    }
-
-    fn name(&self) -> &'static str {
-        "faulty"
-    }
-}
-
 #[test]
 fn a_read_that_fails_ends_its_load_and_nothing_else() {
     let folder = scratch("faults-reads");
     let (mut cases, mut ended) = (0, BTreeMap::new());
-    let faults = [
-        ReadFault::Errno(5),
-        ReadFault::Errno(4),
-        ReadFault::Short,
-        ReadFault::Shrinks,
-        ReadFault::Vanishes,
-        ReadFault::Reordered,
-    ];
-    for fault in faults {
+    for fault in ReadFault::ALL {
         for at in 0.. {
             let path = folder.join(format!("{fault:?}-{at}"));
             // Reads of their own: nothing is merged.
             let save = SaveOptions { data_file_bytes: 1, ocdbt: at % 2 == 0, ..saving() };
             touchdown::save(&path, &tree(1), &save).unwrap();
-            let seen = Arc::new(AtomicU64::new(0));
-            let (inner, root) = (PreadReader::new(1).unwrap(), path.clone());
-            let reader = Faulty {
-                inner,
-                fault,
-                at,
-                seen: Arc::clone(&seen),
-                root,
-                failed: None,
-                held: Vec::new(),
-                in_flight: 0,
-            };
+            let (reader, seen) = Faulty::new(fault, at, &path);
             let engine = Engine::with_reader(options(), Box::new(reader)).unwrap();
             let result = loaded(&engine, &path);
             let happened = seen.swap(u64::MAX / 2, Ordering::SeqCst) > at;

@@ -18,17 +18,17 @@ use std::io::Write;
 use std::sync::LazyLock;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use laws::case::Case;
 use laws::grid::{indices, volume};
-use laws::store::{Place, Stored, element};
+use laws::store::Place;
 use laws::tape::Tape;
-use laws::want::{Layout, PAD, Request, Wanted};
 use proptest::prelude::*;
 use proptest::test_runner::{Config, TestError, TestRunner};
 use touchdown::ErrorKind;
 use touchdown::dtype::CastPolicy;
 use touchdown::io::Io;
 use touchdown::plan::{Limits, Plan, Source, Verify};
-use touchdown::tree::{Checkpoint, Engine, EngineOptions, OpenOptions, State};
+use touchdown::tree::{Engine, EngineOptions, State};
 
 /// Runs a law over random cases, and says how many there were and what they compared. `long`: with arrays of many slots.
 fn check(cases: u32, long: bool, what: &str, law: impl Fn(&Case, &mut Tape<'_>) -> u64) {
@@ -53,52 +53,10 @@ fn check(cases: u32, long: bool, what: &str, law: impl Fn(&Case, &mut Tape<'_>) 
     assert!(compared > 0, "nothing was compared");
 }
 
-/// A checkpoint on disk, what is wanted of it, and where.
-#[derive(Debug)]
-struct Case {
-    stored: Stored,
-    layout: Layout,
-    request: Request,
-    checkpoint: Checkpoint,
-    _dir: tempfile::TempDir,
-}
-
 impl Case {
-    fn new(tape: &mut Tape<'_>, long: bool) -> Self {
-        let dir = tempfile::tempdir().unwrap();
-        let stored = Stored::write(dir.path(), tape, long);
-        let layout = Layout::random(tape);
-        let request = Request::random(&stored, &layout, tape);
-        let checkpoint = Checkpoint::open(dir.path(), &OpenOptions::default()).unwrap();
-        Self { stored, layout, request, checkpoint, _dir: dir }
-    }
-
     fn plan(&self, rank: u32, limits: Limits) -> Plan {
         let target = self.request.target(&self.checkpoint, &self.layout.mesh(rank));
         self.checkpoint.plan_within(&target, limits).unwrap()
-    }
-
-    fn ranks(&self) -> std::ops::Range<u32> {
-        0..self.layout.world
-    }
-
-    /// Positions in the mesh of the devices of a rank.
-    fn local(&self, rank: u32) -> Vec<usize> {
-        (0..self.layout.devices.len()).filter(|&at| self.layout.devices[at].rank == rank).collect()
-    }
-
-    /// The indices of the elements that a device holds of a leaf.
-    fn held(&self, leaf: &Wanted, device: usize) -> Vec<Vec<u64>> {
-        let bounds = self.layout.bounds(&leaf.shape, &leaf.spec, device);
-        let extent: Vec<u64> = bounds.iter().map(|(start, end)| end - start).collect();
-        let moved = |index: Vec<u64>| index.iter().zip(&bounds).map(|(at, (start, _))| at + start).collect();
-        indices(&extent).into_iter().map(moved).collect()
-    }
-
-    /// What a device holds of a leaf, as bytes.
-    fn expected(&self, leaf: &Wanted, device: usize) -> Vec<u8> {
-        let value = |index: &Vec<u64>| leaf.at(index).map_or(PAD, |number| self.stored.values[number]);
-        self.held(leaf, device).iter().flat_map(|index| element(leaf.dtype, value(index))).collect()
     }
 
     /// The stored elements that the devices of a rank need.

@@ -11,6 +11,7 @@ mod buffer;
 #[cfg(feature = "uring")]
 mod cached;
 mod choose;
+mod direct;
 #[cfg(feature = "uring")]
 mod either;
 mod events;

@@ -9,7 +9,7 @@ use rustix::fs::{CWD, RenameFlags, renameat_with};
 use rustix::io::Errno;
 
 use super::{Store, StoreFile};
-use crate::io::cached;
+use crate::io::direct;
 
 /// The machine's own file systems.
 #[derive(Clone, Copy, Debug, Default)]
@@ -96,6 +96,6 @@ impl StoreFile for LocalFile {
     }
 
     fn direct(&self) -> Option<Box<dyn StoreFile>> {
-        cached::direct_writes(&self.0).map(|file| Box::new(Self(file)) as Box<dyn StoreFile>)
+        direct::writable(&self.0).map(|file| Box::new(Self(file)) as Box<dyn StoreFile>)
     }
 }

@@ -199,6 +199,12 @@ impl Engine {
         Ok(Self { options, limits, reader: reader_name, startup, devices, closing, jobs, workers, driver })
     }
 
+    /// The same engine, whose loads do not count their plans.
+    pub(super) fn uncounted(mut self) -> Self {
+        self.limits.counts_plan = false;
+        self
+    }
+
     /// What it was started with.
     pub fn options(&self) -> &EngineOptions {
         &self.options

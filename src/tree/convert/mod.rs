@@ -74,7 +74,8 @@ pub fn convert(target: &Target, to: impl AsRef<Path>, options: &ConvertOptions) 
     }
     // What is left beside what the sink holds is halved between what is converted at once and the work on it.
     let (held, half) = (sink.held(), sink.held().room(budget)? / 2);
-    let engine = Engine::new(EngineOptions { staging_bytes: half, ..options.engine }).map_err(halved)?;
+    // The plan of a wave is not counted: it follows from how many chunks the source has, and a wave must hold a whole one.
+    let engine = Engine::new(EngineOptions { staging_bytes: half, ..options.engine }).map_err(halved)?.uncounted();
     let fingerprint = fingerprint(target, &*sink)?;
     let found = match options.resume {
         true => fitting(journal::find(to)?, &fingerprint)?,

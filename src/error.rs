@@ -3,6 +3,7 @@
 //! A module has its own precise enum where its caller can act on the difference; it is converted once, at the
 //! module's edge, into [`Error`], which says what failed, where, what was expected, what was found, and what to do.
 
+use std::borrow::Cow;
 use std::fmt;
 
 /// What a library call returns.
@@ -217,19 +218,21 @@ impl Error {
 impl fmt::Display for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let parts = &self.0;
-        f.write_str(&parts.what)?;
+        // Names and texts of files are in all of it: only the lines of a list begin new lines.
+        f.write_str(&printable(&parts.what))?;
         for (index, (name, place)) in parts.at.iter().enumerate() {
             f.write_str(if index == 0 { " in " } else { " of " })?;
-            write!(f, "{name} {place}")?;
+            write!(f, "{name} {}", printable(place))?;
         }
-        match (&parts.expected, &parts.found) {
+        let (expected, found) = (parts.expected.as_deref().map(printable), parts.found.as_deref().map(printable));
+        match (expected, found) {
             (Some(expected), Some(found)) => write!(f, ": expected {expected}, found {found}")?,
             (Some(expected), None) => write!(f, ": expected {expected}")?,
             (None, Some(found)) => write!(f, ": found {found}")?,
             (None, None) => {}
         }
         for line in parts.lines.iter().take(crate::limits::ERROR_LINES_MAX) {
-            write!(f, "\n  {line}")?;
+            write!(f, "\n  {}", printable(line))?;
         }
         match parts.lines.len().checked_sub(crate::limits::ERROR_LINES_MAX) {
             Some(more) if more > 0 => write!(f, "\n  and {more} more"),
@@ -250,8 +253,42 @@ impl fmt::Debug for Error {
     }
 }
 
+/// A number of things: `1 leaf`, `3 leaves`.
+pub(crate) fn counted(count: usize, one: &str, more: &str) -> String {
+    format!("{count} {}", if count == 1 { one } else { more })
+}
+
+/// Text from a checkpoint as a terminal may show it: control characters are escaped, so that a name can neither forge lines nor
+/// drive the terminal.
+pub(crate) fn printable(text: &str) -> Cow<'_, str> {
+    if !text.contains(char::is_control) {
+        return Cow::Borrowed(text);
+    }
+    let mut out = String::with_capacity(text.len());
+    for char in text.chars() {
+        if char.is_control() { out.extend(char.escape_default()) } else { out.push(char) }
+    }
+    Cow::Owned(out)
+}
+
 impl std::error::Error for Error {
     fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
         self.0.source.as_deref().map(|source| source as _)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_the_lines_of_a_list_begin_new_lines() {
+        let bad = "x\nerror: \x1b[31m";
+        let error =
+            Error::corrupt(bad).at("leaf", bad).expected(bad).found(bad).lines([bad.to_owned(), "two".to_owned()]);
+        let lines: Vec<String> = error.to_string().lines().map(str::to_owned).collect();
+        assert_eq!(lines.len(), 3, "{lines:?}");
+        assert!(lines.iter().all(|line| !line.contains(char::is_control)), "{lines:?}");
+        assert_eq!(lines[1], r"  x\nerror: \u{1b}[31m");
     }
 }

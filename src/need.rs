@@ -58,7 +58,7 @@ pub enum Answer {
     /// The size of the file in bytes.
     Size(u64),
     /// Why there is no answer.
-    Refused(String),
+    Refused(Arc<Error>),
 }
 
 /// One entry of a directory.

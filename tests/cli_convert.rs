@@ -21,6 +21,20 @@ use support::ask::{checkpoint, has_all, object, ok, refused, row, safetensors, t
 use support::{program, scratch};
 
 #[test]
+fn no_item_stays_behind_unless_one_is_named() {
+    let folder = scratch("cli-convert-items");
+    let (from, to) = (checkpoint("v1_checkpointables"), text(&folder.join("a")));
+    for form in ["orbax", "safetensors"] {
+        let error = refused(2, &["convert", &from, &to, "--to", form, "--quiet"]);
+        assert!(error.contains("extra") && error.contains("--item state"), "{error}");
+        let report = object(&["convert", &from, &to, "--to", form, "--item", "state", "--overwrite", "--json"]);
+        assert!(report["other_items"].as_array().unwrap().contains(&json!("extra")), "{report}");
+        fs::remove_dir_all(&to).unwrap();
+    }
+    fs::remove_dir_all(&folder).unwrap();
+}
+
+#[test]
 fn every_field_of_the_report_is_there() {
     let folder = scratch("cli-convert");
     let to = text(&folder.join("a"));

@@ -90,3 +90,69 @@ fn a_seal_that_is_interrupted_writes_nothing() {
     ok(&["verify", &text(&path), "--deep"]);
     fs::remove_dir_all(&folder).unwrap();
 }
+
+/// Sends a signal as soon as something is so; the exit code, and whether it was so while the program ran.
+fn interrupt_when(mut child: Child, signal: &str, met: impl Fn() -> bool) -> (Option<i32>, bool) {
+    loop {
+        if met() {
+            return (interrupt(child, signal), true);
+        }
+        if let Some(status) = child.try_wait().unwrap() {
+            return (status.code(), false);
+        }
+        std::thread::sleep(Duration::from_millis(1));
+    }
+}
+
+#[test]
+fn a_dump_that_is_interrupted_leaves_nothing() {
+    let folder = scratch("cli-signals-dump");
+    let path = folder.join("c");
+    let array = || NewArray::new(&[64 << 20], touchdown::DType::UInt8, vec![7; 64 << 20]);
+    let tree = (0..16).fold(Tree::new(), |tree, n| tree.with(format!("w{n:02}").as_str(), array()));
+    touchdown::save(&path, &tree, &SaveOptions::default()).unwrap();
+    drop(tree);
+    for (signal, code) in SIGNALS {
+        let ended = (0..5).any(|attempt| {
+            let out = folder.join(format!("{signal}-{attempt}"));
+            let child = start(&["load", &text(&path), "--dump", &text(&out)]);
+            let (found, met) = interrupt_when(child, signal, || out.join("0.0.bin").exists());
+            // One that was too fast is whole.
+            let is_whole = found == Some(0) && out.join("dump.json").exists();
+            assert!(
+                is_whole || met && found == Some(code) && !out.exists(),
+                "SIG{signal}: {found:?} {:?}",
+                files(&out)
+            );
+            found == Some(code)
+        });
+        assert!(ended, "SIG{signal} never met it at work");
+    }
+    fs::remove_dir_all(&folder).unwrap();
+}
+
+#[test]
+fn pruning_that_is_interrupted_ends_between_two_steps() {
+    let folder = scratch("cli-signals-prune");
+    let steps = |root: &Path| -> Vec<String> {
+        let entries = fs::read_dir(root).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap());
+        // The lock is held while there is somebody who holds it.
+        let rest = ["0", "5", "_ROOT_METADATA", ".touchdown-lock"];
+        entries.filter(|name| !rest.contains(&name.as_str())).collect()
+    };
+    for (signal, code) in SIGNALS {
+        let root = folder.join(signal);
+        copy_tree(&fixture("v1_training_steps").join("ckpt"), &root);
+        let one = root.join("10");
+        // Long enough to be met in the middle.
+        (100..400).for_each(|step| copy_tree(&one, &root.join(step.to_string())));
+        let before = steps(&root).len();
+        let child = start(&["prune", &text(&root), "--keep-latest", "1"]);
+        let (found, met) = interrupt_when(child, signal, || steps(&root).len() + 2 < before);
+        assert!(met && found == Some(code), "SIG{signal}: {found:?}");
+        let left = steps(&root);
+        assert!(left.len() > 1 && left.iter().all(|name| name.parse::<u64>().is_ok()), "SIG{signal}: {left:?}");
+        ok(&["verify", &text(&root), "--deep"]);
+    }
+    fs::remove_dir_all(&folder).unwrap();
+}

@@ -141,7 +141,7 @@ fn storable(checkpoint: &Checkpoint) -> Target {
 }
 
 fn readable(checkpoint: &Checkpoint) -> Target {
-    let unreadable = |leaf: &&touchdown::tree::LeafInfo| matches!(leaf.kind, LeafKind::Unreadable { .. });
+    let unreadable = |leaf: &&touchdown::tree::LeafInfo| matches!(leaf.kind, LeafKind::Unreadable(_));
     checkpoint.target().skip(checkpoint.leaves().iter().filter(unreadable).map(|leaf| exactly(&leaf.path)))
 }
 
@@ -413,7 +413,8 @@ proptest! {
             waves.push(report.waves);
         }
         prop_assert_eq!(first.unwrap(), contents(&target));
-        prop_assert!(waves.is_sorted_by(|a, b| a >= b), "{:?}", waves);
+        // A little more memory may mean more waves: what fits in pieces goes through no scratch file, which is one wave.
+        prop_assert_eq!(waves.iter().min(), waves.last(), "{:?}", waves);
     }
 }
 
@@ -690,7 +691,7 @@ fn json_items_go_along_and_the_source_is_never_lost() {
     tensors.save.overwrite = true;
     for (from, to, options, what) in [
         ("three", "three", &over, "whose other items would be lost"),
-        ("two", "two", &tensors, "whose other items would be lost"),
+        ("three", "three", &tensors, "whose other items would be lost"),
         ("two/state", "two", &over, "the source lies within the destination"),
         ("two", "two/new", &over, "the destination lies within the source"),
         ("two", "two/state/x.safetensors", &tensors, "the destination lies within the source"),
@@ -700,6 +701,49 @@ fn json_items_go_along_and_the_source_is_never_lost() {
     }
     assert_eq!(items(&at("three")), ["config", "metrics", "other", "state"]);
     assert_eq!(names(home.path()), ["new", "three", "two"]);
+    // Through safetensors and back, documents as they are written, and again as tensors.
+    let document = b"{\"rate\": NaN, \"big\": 1180591620717411303424}";
+    fs::write(at("new").join("config/data.json"), document).unwrap();
+    fs::remove_file(at("new").join("config/_touchdown_sums.json")).unwrap();
+    for (from, to, options) in [
+        ("new", "new.safetensors", &tensors),
+        ("new.safetensors", "again.safetensors", &tensors),
+        ("again.safetensors", "back", &over),
+    ] {
+        let report = convert(&open(&at(from)).target(), at(to), options).unwrap();
+        assert_eq!(
+            (report.other_items.len(), open(&at(to)).json_item("config").unwrap()["rate"].clone()),
+            (0, json!("NaN"))
+        );
+    }
+    assert_eq!(items(&at("back")), ["config", "metrics", "state"]);
+    for file in ["config/data.json", "metrics/metrics"] {
+        assert_eq!(fs::read(at("back").join(file)).unwrap(), fs::read(at("new").join(file)).unwrap(), "{file}");
+    }
+}
+
+/// Whatever the memory, what is to be gone on with is kept array by array.
+#[test]
+fn finished_arrays_are_kept_although_memory_would_take_all_at_once() {
+    let home = tempfile::tempdir().unwrap();
+    let tree =
+        (0..4).fold(Tree::new(), |tree, n| tree.with(format!("w{n}").as_str(), array(&[3 << 20], DType::Float32, n)));
+    let source = save(&home.path().join("source"), &tree, SaveOptions { sync: false, ..SaveOptions::default() });
+    for (to, name) in [(ConvertTo::Orbax, "to"), (ConvertTo::SAFETENSORS, "to.safetensors")] {
+        let [to, mut stopped] = [(); 2].map(|()| ConvertOptions { resume: true, ..options(to) });
+        let progress = stopped.progress.clone();
+        stopped.save.store = Arc::new(Watched::new(move |_| {
+            if progress.so_far().bytes_done > 14 << 20 {
+                progress.cancel();
+            }
+            Ok(())
+        }));
+        let path = home.path().join(name);
+        assert_eq!(convert(&source.target(), &path, &stopped).unwrap_err().kind(), ErrorKind::Cancelled);
+        let report = convert(&source.target(), &path, &to).unwrap();
+        assert!(report.bytes_resumed >= 12 << 20, "{report:?}");
+        assert_eq!(contents(&open(&path).target()), contents(&source.target()));
+    }
 }
 
 /// Numbers that no JSON value here holds: they go along as they are written.

@@ -18,7 +18,7 @@ use crate::error::{Error, Result};
 use crate::limits::{ZSTD_LEVEL_MAX, ZSTD_LEVEL_MIN};
 use crate::plan::explain::human_bytes;
 use crate::tree::Target;
-use crate::tree::convert::{ConvertOptions, ConvertReport, ConvertTo, convert};
+use crate::tree::convert::{ConvertOptions, ConvertReport, ConvertTo, convert, other_items};
 use crate::tree::save::{LeafOptions, SaveOptions};
 use crate::zarr::{Compression, Format};
 
@@ -44,7 +44,7 @@ pub(super) struct Args {
     /// Replace what is at the destination, once the new checkpoint is whole.
     #[arg(long)]
     overwrite: bool,
-    /// Go on with what an interrupted conversion with this option left behind, and leave behind what is done if this one is.
+    /// Go on with what an interrupted conversion with this option left behind, and leave behind the finished arrays if this one is.
     #[arg(long)]
     resume: bool,
     #[command(flatten)]
@@ -101,6 +101,14 @@ pub(super) fn run(args: &Args, quiet: bool, signals: &Signals) -> Result<ExitCod
     let report = args.source.with(quiet, |checkpoint| {
         let target = args.target.build(checkpoint)?;
         let options = args.options()?;
+        let left = other_items(&target);
+        if args.source.item.is_none() && !left.is_empty() {
+            return Err(Error::invalid(
+                "a conversion takes one tree and the JSON items, and other items would stay behind",
+            )
+            .found(left.join(", "))
+            .hint(format_args!("convert one without the others: `--item {}`", checkpoint.item().unwrap_or_default())));
+        }
         signals.hold();
         work(&target, args, &options, quiet, signals)
     })?;

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::fs::File;
 use std::io::{BufWriter, Write};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use serde_json::{Value as Json, json};
 
@@ -11,39 +11,73 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::keypath::KeyPath;
 use crate::tree::{Array, Leaf, State, Value};
 
-/// Makes the directory of a dump. It must be new or empty, so that what is in it afterwards is one dump.
-pub(super) fn prepare(dir: &Path) -> Result<()> {
-    let io = |error: std::io::Error| {
-        Error::new(ErrorKind::Io, "cannot make the dump's directory").at("path", dir.display()).caused_by(error)
-    };
+/// Refuses a directory that is not new or empty: what is in it afterwards is one dump.
+pub(super) fn check(dir: &Path) -> Result<()> {
     match std::fs::read_dir(dir).map(|mut entries| entries.next().is_none()) {
         Ok(true) => Ok(()),
         Ok(false) => Err(Error::new(ErrorKind::Exists, "the dump's directory is not empty")
             .at("path", dir.display())
             .hint("give a new or an empty directory")),
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => std::fs::create_dir_all(dir).map_err(io),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(()),
         Err(error) if error.kind() == std::io::ErrorKind::NotADirectory => {
             Err(Error::new(ErrorKind::Exists, "a file stands where the dump's directory should be")
                 .at("path", dir.display()))
         }
-        Err(error) => Err(io(error)),
+        Err(error) => Err(cannot_make(dir, error)),
     }
 }
 
-/// Writes `dump.json` (schema 1) and one raw little-endian C-order file for every distinct shard.
-pub(super) fn dump(state: &State, dir: &Path) -> Result<()> {
-    let failed = |path: &Path| {
-        let path = path.display().to_string();
-        move |error: std::io::Error| {
-            Error::new(ErrorKind::Io, "cannot write the dump").at("file", path).caused_by(error)
+fn cannot_make(dir: &Path, error: std::io::Error) -> Error {
+    Error::new(ErrorKind::Io, "cannot make the dump's directory").at("path", dir.display()).caused_by(error)
+}
+
+/// Writes `dump.json` (schema 1) and one raw little-endian C-order file for every distinct shard: all of them or, if one cannot
+/// be written or it is told to `stop`, none.
+pub(super) fn dump(state: &State, dir: &Path, stop: &dyn Fn() -> bool) -> Result<()> {
+    let is_new = !dir.exists();
+    std::fs::create_dir_all(dir).map_err(|error| cannot_make(dir, error))?;
+    let mut files = Files { dir, stop, written: Vec::new() };
+    let result = write_all(state, &mut files);
+    if result.is_err() {
+        // That it failed is told; what cannot be removed then is not worth more.
+        files.written.iter().for_each(|file| drop(std::fs::remove_file(file)));
+        if is_new {
+            drop(std::fs::remove_dir(dir));
         }
-    };
+    }
+    result
+}
+
+/// The files of a dump.
+struct Files<'a> {
+    dir: &'a Path,
+    stop: &'a dyn Fn() -> bool,
+    /// Those that have been begun.
+    written: Vec<PathBuf>,
+}
+
+impl Files<'_> {
+    fn write(&mut self, name: &str, write: impl FnOnce(&mut File) -> std::io::Result<()>) -> Result<()> {
+        if (self.stop)() {
+            return Err(Error::new(ErrorKind::Cancelled, "the dump was stopped").at("path", self.dir.display()));
+        }
+        let path = self.dir.join(name);
+        let result = File::create(&path).and_then(|mut file| {
+            self.written.push(path.clone());
+            write(&mut file)
+        });
+        result.map_err(|error| {
+            Error::new(ErrorKind::Io, "cannot write the dump").at("file", path.display()).caused_by(error)
+        })
+    }
+}
+
+fn write_all(state: &State, files: &mut Files<'_>) -> Result<()> {
     let mut leaves = Vec::new();
     for (number, (path, leaf)) in state.leaves().enumerate() {
         leaves.push(match leaf {
             Leaf::Array(array) => array_row(number, path, array, |name, bytes| {
-                let file = dir.join(name);
-                std::fs::write(&file, bytes).map_err(failed(&file))
+                files.write(name, |file| file.write_all(bytes))
             })?,
             Leaf::Value { value: value @ Value::Text(_), .. } => {
                 json!({"path": path, "kind": "string", "dtype": null, "shape": null, "value": value.json()})
@@ -57,13 +91,11 @@ pub(super) fn dump(state: &State, dir: &Path) -> Result<()> {
             }
         });
     }
-    let index = dir.join("dump.json");
-    let file = File::create(&index).map_err(failed(&index))?;
-    let mut out = BufWriter::new(file);
-    serde_json::to_writer(&mut out, &json!({"schema": 1, "leaves": leaves}))
-        .map_err(std::io::Error::from)
-        .map_err(failed(&index))?;
-    out.flush().map_err(failed(&index))
+    files.write("dump.json", |file| {
+        let mut out = BufWriter::new(file);
+        serde_json::to_writer(&mut out, &json!({"schema": 1, "leaves": leaves}))?;
+        out.flush()
+    })
 }
 
 fn array_row(

@@ -3,8 +3,7 @@
 use std::io::{IsTerminal, Write};
 use std::process::ExitCode;
 
-use super::output::printable;
-use crate::error::{Error, ErrorKind};
+use crate::error::{Error, ErrorKind, printable};
 
 /// The answer is no.
 pub(super) const NO: u8 = 1;
@@ -25,15 +24,17 @@ pub(super) fn report(error: &Error, color: clap::ColorChoice) -> ExitCode {
         return ExitCode::SUCCESS;
     }
     let (red, cyan, plain) = if colored(color) { ("\x1b[1;31m", "\x1b[1;36m", "\x1b[0m") } else { ("", "", "") };
-    let shown = |text: String| text.split('\n').map(printable).collect::<Vec<_>>().join("\n");
-    let mut text = format!("{red}error:{plain} {}\n", shown(error.to_string()));
+    let mut text = format!("{red}error:{plain} {error}\n");
     let mut cause = std::error::Error::source(error);
     while let Some(error) = cause {
-        text += &format!("caused by: {}\n", shown(error.to_string()));
+        let said = error.to_string();
+        // Ours is escaped but for the lines that it means.
+        let shown = if error.is::<Error>() { said.into() } else { printable(&said) };
+        text += &format!("caused by: {shown}\n");
         cause = error.source();
     }
     if let Some(hint) = error.advice() {
-        text += &format!("{cyan}hint:{plain} {}\n", shown(hint.to_owned()));
+        text += &format!("{cyan}hint:{plain} {}\n", printable(hint));
     }
     // Where stderr is closed there is nobody to tell.
     let _ = std::io::stderr().write_all(text.as_bytes());

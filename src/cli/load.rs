@@ -11,6 +11,7 @@ use serde_json::{Value as Json, json};
 use super::dump;
 use super::options::{EngineArgs, SourceArgs, passed_over};
 use super::output;
+use super::signals::Signals;
 use super::target::TargetArgs;
 use crate::error::Result;
 use crate::plan::explain::human_bytes;
@@ -37,10 +38,10 @@ pub(super) struct Args {
     json: bool,
 }
 
-pub(super) fn run(args: &Args, quiet: bool) -> Result<ExitCode> {
+pub(super) fn run(args: &Args, quiet: bool, signals: &Signals) -> Result<ExitCode> {
     let (checkpoint, engine, state) = args.source.with(quiet, |checkpoint| {
         if let Some(dir) = &args.dump {
-            dump::prepare(dir)?;
+            dump::check(dir)?;
         }
         let target = args.target.build(checkpoint)?;
         let engine = Engine::new(args.engine.options()?)?;
@@ -49,7 +50,8 @@ pub(super) fn run(args: &Args, quiet: bool) -> Result<ExitCode> {
         Ok((checkpoint.clone(), engine, state))
     })?;
     if let Some(dir) = &args.dump {
-        dump::dump(&state, dir)?;
+        signals.hold();
+        dump::dump(&state, dir, &|| signals.exit_code().is_some())?;
     }
     let report = state.report();
     if args.json {

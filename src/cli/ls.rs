@@ -104,7 +104,7 @@ fn row(checkpoint: &Checkpoint, leaf: &LeafInfo, bytes: Option<u64>) -> Json {
         LeafKind::Text(text) => row["value"] = json!(text),
         LeafKind::Empty(container) => row["container"] = json!(container.name()),
         LeafKind::Key(_, key_impl) => row["key_impl"] = json!(key_impl),
-        LeafKind::Unreadable { why, .. } => row["reason"] = json!(why),
+        LeafKind::Unreadable(error) => row["reason"] = json!(error.to_string()),
         LeafKind::Array(_) | LeafKind::None => {}
     }
     row
@@ -145,7 +145,7 @@ fn rows(checkpoint: &Checkpoint, bytes: impl Fn(&LeafInfo) -> Option<u64>) -> St
             (LeafKind::Scalar { dtype, value, .. }, _) => vec![path, dtype.to_string(), value.json().to_string()],
             (LeafKind::Text(text), _) => vec![path, "string".to_owned(), format!("{text:?}")],
             (LeafKind::Empty(container), _) => vec![path, "empty".to_owned(), container.name().to_owned()],
-            (LeafKind::Unreadable { why, .. }, _) => vec![path, "unreadable".to_owned(), why.clone()],
+            (LeafKind::Unreadable(error), _) => vec![path, "unreadable".to_owned(), error.to_string()],
             (kind, Some(meta)) => {
                 let dtype = match kind {
                     LeafKind::Key(_, key_impl) => format!("{} key {key_impl}", meta.dtype),

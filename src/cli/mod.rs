@@ -133,7 +133,7 @@ pub fn main() -> ExitCode {
 fn run(cli: &Cli, signals: &Signals) -> Result<ExitCode> {
     match &cli.verb {
         Verb::Ls(args) => ls::run(args, cli.quiet),
-        Verb::Load(args) => load::run(args, cli.quiet),
+        Verb::Load(args) => load::run(args, cli.quiet, signals),
         Verb::Plan(args) => plan::run(args, cli.quiet),
         Verb::Convert(args) => convert::run(args, cli.quiet, signals),
         Verb::Cat(args) => cat::run(args, cli.quiet),
@@ -143,7 +143,7 @@ fn run(cli: &Cli, signals: &Signals) -> Result<ExitCode> {
         Verb::Repair(args) => repair::run(args, signals),
         Verb::Diff(args) => diff::run(args, cli.quiet),
         Verb::Steps(args) => steps::run(args),
-        Verb::Prune(args) => prune::run(args),
+        Verb::Prune(args) => prune::run(args, signals),
         Verb::Bench(args) => bench::run(args, cli.quiet),
         Verb::Doctor(args) => doctor::run(args),
         Verb::Completions { shell } => {

@@ -4,7 +4,7 @@ use std::io::{BufWriter, Write};
 
 use serde_json::{Value as Json, json};
 
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::{Error, ErrorKind, Result, printable};
 use crate::io::store::{Leftover, LeftoverKind};
 
 /// Writes bytes to stdout.
@@ -37,7 +37,8 @@ fn failed(error: std::io::Error) -> Error {
 
 /// Rows of text in columns as wide as they need to be; the last column is not padded.
 pub(super) fn table(rows: &[Vec<String>]) -> String {
-    let shown: Vec<Vec<String>> = rows.iter().map(|row| row.iter().map(|cell| printable(cell)).collect()).collect();
+    let shown: Vec<Vec<String>> =
+        rows.iter().map(|row| row.iter().map(|cell| printable(cell).into_owned()).collect()).collect();
     let rows = shown.as_slice();
     let columns = rows.iter().map(Vec::len).max().unwrap_or(0);
     let width = |column: usize| {
@@ -58,16 +59,6 @@ pub(super) fn table(rows: &[Vec<String>]) -> String {
     text
 }
 
-/// Text from a checkpoint as a terminal may show it: control characters are escaped, so that a name can neither forge rows
-/// nor drive the terminal.
-pub(super) fn printable(text: &str) -> String {
-    let mut out = String::with_capacity(text.len());
-    for char in text.chars() {
-        if char.is_control() { out.extend(char.escape_default()) } else { out.push(char) }
-    }
-    out
-}
-
 /// A shape as `[3, 4]`.
 pub(super) fn shape(shape: &[u64]) -> String {
     format!("{shape:?}")
@@ -82,7 +73,7 @@ pub(super) fn leftovers_text(leftovers: &[Leftover]) -> String {
                 "an old checkpoint that was being replaced; if there is none of its name, rename it back"
             }
         };
-        format!("left over: {}, {what}\n", leftover.path.display())
+        format!("left over: {}, {what}\n", printable(&leftover.path.display().to_string()))
     };
     leftovers.iter().map(line).collect()
 }

@@ -6,8 +6,9 @@ use std::process::ExitCode;
 use serde_json::json;
 
 use super::output;
+use super::signals::Signals;
 use super::steps::{row, size};
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::{Error, ErrorKind, Result, printable};
 use crate::plan::explain::human_bytes;
 use crate::training::{PreservationPolicy, PruneReport, Pruning, SeriesStep, prune};
 
@@ -37,7 +38,7 @@ pub(super) struct Args {
     json: bool,
 }
 
-pub(super) fn run(args: &Args) -> Result<ExitCode> {
+pub(super) fn run(args: &Args, signals: &Signals) -> Result<ExitCode> {
     let latest = args.keep_latest.map(PreservationPolicy::latest);
     let every = args.keep_every.map(PreservationPolicy::every_steps);
     let best = args.keep_best.iter().map(|(count, metric)| PreservationPolicy::best(*count, metric.as_str()));
@@ -50,6 +51,8 @@ pub(super) fn run(args: &Args) -> Result<ExitCode> {
         policy: PreservationPolicy::any(policies),
         prefix: args.prefix.clone(),
         dry_run: args.dry_run,
+        // A step that is being removed goes first: what was set aside for that does not stay.
+        stop: signals.hold(),
         ..Pruning::default()
     };
     let report = prune(&args.root, &pruning)?;
@@ -84,11 +87,10 @@ pub(super) fn run(args: &Args) -> Result<ExitCode> {
     });
     let mut text = output::table(&kept.chain(removed).chain(skipped).collect::<Vec<_>>());
     for step in &report.restored {
-        text +=
-            &format!("{restored} what an interrupted overwrite had moved aside: {}\n", output::printable(&shown(step)));
+        text += &format!("{restored} what an interrupted overwrite had moved aside: {}\n", printable(&shown(step)));
     }
     for leftover in &report.leftovers {
-        text += &format!("{verb} what a crash had left: {}\n", output::printable(&shown(leftover)));
+        text += &format!("{verb} what a crash had left: {}\n", printable(&shown(leftover)));
     }
     let counts = (report.kept.len(), report.removed.len());
     text += &format!("{} kept, {} {summary}, {}\n", counts.0, counts.1, human_bytes(freed));

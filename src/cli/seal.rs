@@ -8,7 +8,7 @@ use serde_json::json;
 use super::options::{EngineArgs, SourceArgs};
 use super::output;
 use super::signals::Signals;
-use crate::error::Result;
+use crate::error::{Result, printable};
 use crate::io::store::{LocalStore, Store};
 use crate::plan::explain::human_bytes;
 use crate::tree::seal::Seal;
@@ -44,7 +44,7 @@ pub(super) fn run(args: &Args, signals: &Signals) -> Result<ExitCode> {
     }
     let mut text = String::new();
     for leaf in &sealed.unsupported {
-        text += &format!("not sealed, since it cannot be read here: {}\n", output::printable(leaf));
+        text += &format!("not sealed, since it cannot be read here: {}\n", printable(leaf));
     }
     text += &format!("{} items, {} values, {} sealed\n", sealed.items, sealed.values, human_bytes(sealed.bytes));
     output::text(&text)?;

@@ -33,9 +33,11 @@ impl Signals {
         Ok(signals)
     }
 
-    /// From now on the first signal is only noted, for [`exit_code`](Self::exit_code); a second one ends the program.
-    pub(super) fn hold(&self) {
+    /// From now on the first signal is only noted, for [`exit_code`](Self::exit_code) and by the flag; a second one ends the
+    /// program.
+    pub(super) fn hold(&self) -> Arc<AtomicBool> {
         self.at_once.store(false, Ordering::SeqCst);
+        Arc::clone(&self.at_once)
     }
 
     /// The exit code of the signal that came, if one did.

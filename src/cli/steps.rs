@@ -7,7 +7,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use serde_json::{Value as Json, json};
 
 use super::output;
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, printable};
 use crate::io::store::leftovers;
 use crate::plan::explain::human_bytes;
 use crate::training::{SeriesStep, root_metadata, steps};
@@ -61,7 +61,7 @@ pub(super) fn run(args: &Args) -> Result<ExitCode> {
         });
         let mut text = output::table(&std::iter::once(head).chain(rows).collect::<Vec<_>>());
         if let Err(error) = root_metadata(&args.root) {
-            text += &format!("the root's metadata cannot be read: {}\n", output::printable(&error.to_string()));
+            text += &format!("the root's metadata cannot be read: {}\n", printable(&error.to_string()));
         }
         text += &output::leftovers_text(&left);
         let whole = found.iter().filter(|step| step.is_whole()).count();

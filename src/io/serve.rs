@@ -74,7 +74,7 @@ impl<'a> Open<'a> {
     fn answer(&mut self, need: &Need) -> Result<Answer> {
         match need {
             Need::OrRefused(need) => match self.answer(need) {
-                Err(error) if error.is_of_one_path() => Ok(Answer::Refused(error.to_string())),
+                Err(error) if error.is_of_one_path() => Ok(Answer::Refused(Arc::new(error))),
                 answer => answer,
             },
             Need::File { path, max } => {

@@ -22,7 +22,7 @@ pub(super) async fn lists(ask: &Asker, paths: impl IntoIterator<Item = RelPath>)
     let listing = |answer| match answer {
         Answer::Listing(entries) => Ok(Ok(Some(entries))),
         Answer::Missing => Ok(Ok(None)),
-        Answer::Refused(reason) => Ok(Err(reason)),
+        Answer::Refused(reason) => Ok(Err(reason.to_string())),
         other => Err(unfit(Some(&other))),
     };
     ask.ask(needs).await?.into_iter().map(listing).collect()
@@ -32,7 +32,7 @@ pub(super) async fn lists(ask: &Asker, paths: impl IntoIterator<Item = RelPath>)
 pub(super) async fn files_or_reasons(ask: &Asker, needs: Vec<Need>) -> Result<Vec<Result<Option<Bytes>, String>>> {
     let answers = ask.ask(needs.into_iter().map(Need::or_refused).collect()).await?;
     let file = |answer| match answer {
-        Answer::Refused(reason) => Ok(Err(reason)),
+        Answer::Refused(reason) => Ok(Err(reason.to_string())),
         answer => bytes(answer).map(Ok),
     };
     answers.into_iter().map(file).collect()

@@ -153,7 +153,7 @@ pub(super) async fn judge(ask: &Asker, survey: &Survey<'_>, steps: &mut [Found])
                 mark(steps, *index, format!("{path} is cut short ({file_size} bytes)"));
             }
             Answer::Tail { .. } => {}
-            Answer::Refused(reason) => mark(steps, *index, reason),
+            Answer::Refused(reason) => mark(steps, *index, reason.to_string()),
             Answer::Missing => mark(steps, *index, format!("{path} is missing")),
             other => return Err(unfit(Some(&other))),
         }

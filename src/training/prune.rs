@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::lock::WriterLock;
 use super::names::{StepNames, prefix};
@@ -29,12 +30,14 @@ pub struct Pruning {
     pub engine: EngineOptions,
     /// Where they are removed.
     pub store: Arc<dyn Store>,
+    /// Set it to end pruning before the next step.
+    pub stop: Arc<AtomicBool>,
 }
 
 impl Default for Pruning {
     fn default() -> Self {
         let (policy, engine, store) = (PreservationPolicy::default(), EngineOptions::default(), Arc::new(LocalStore));
-        Self { policy, prefix: None, dry_run: false, engine, store }
+        Self { policy, prefix: None, dry_run: false, engine, store, stop: Arc::default() }
     }
 }
 
@@ -60,7 +63,8 @@ pub struct PruneReport {
 /// reported, and does not keep the rest from it.
 ///
 /// # Errors
-/// Kind `Busy` if another writer has the root; several series and no prefix; what cannot be read.
+/// Kind `Busy` if another writer has the root; several series and no prefix; what cannot be read. Kind `Cancelled` if it was
+/// stopped: steps that were not removed by then are as they were.
 pub fn prune(root: impl AsRef<Path>, pruning: &Pruning) -> Result<PruneReport> {
     let root = root.as_ref();
     pruning.policy.check()?;
@@ -77,6 +81,9 @@ pub fn prune(root: impl AsRef<Path>, pruning: &Pruning) -> Result<PruneReport> {
         if gone.contains(&index) { go.push(whole.step) } else { stay.push(whole) }
     }
     for step in go {
+        if pruning.stop.load(Ordering::Relaxed) {
+            return Err(Error::new(ErrorKind::Cancelled, "pruning was stopped").at("step", &step.name));
+        }
         let bytes = step.size_bytes().unwrap_or_default();
         if pruning.dry_run {
             report.removed.push((step, bytes));

@@ -1,6 +1,6 @@
 //! Leaves and stored arrays of one item: layout, database and array metadata put together.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -9,7 +9,7 @@ use super::checkpoint::ask;
 use super::inline::{read_elements, whole_wants};
 use super::value::Value;
 use crate::dtype::DType;
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::{Error, Result};
 use crate::io::Root;
 use crate::keypath::KeyPath;
 use crate::kv::{self, Index, ocdbt};
@@ -37,6 +37,8 @@ pub(super) struct Catalog {
     pub(super) custom_metadata: Option<serde_json::Value>,
     /// The user's metadata of the checkpoint, where the tree's own files have it.
     pub(super) checkpoint_metadata: Option<serde_json::Value>,
+    /// The documents of JSON items, where the tree's own files have them.
+    pub(super) json_items: BTreeMap<String, String>,
     pub(super) notes: Vec<Error>,
 }
 
@@ -74,13 +76,8 @@ pub enum LeafKind {
     None,
     /// An empty container.
     Empty(Container),
-    /// Something that cannot be read here, and why; the other leaves can.
-    Unreadable {
-        /// Whether it is damaged, missing or not supported.
-        kind: ErrorKind,
-        /// What is wrong.
-        why: String,
-    },
+    /// Something that is damaged, missing or not supported, and why; the other leaves can be read.
+    Unreadable(Arc<Error>),
 }
 
 /// How an array was laid out when it was saved. Advisory: any other layout can be asked for.
@@ -102,7 +99,7 @@ impl LeafKind {
             Self::Text(_) => "string",
             Self::None => "none",
             Self::Empty(_) => "empty",
-            Self::Unreadable { .. } => "unreadable",
+            Self::Unreadable(_) => "unreadable",
         }
     }
 
@@ -114,6 +111,10 @@ impl LeafKind {
             _ => None,
         }
     }
+}
+
+fn unreadable(error: Error) -> LeafKind {
+    LeafKind::Unreadable(Arc::new(error))
 }
 
 /// Reads what an Orbax item directory says about its leaves.
@@ -175,12 +176,13 @@ impl Store {
             let mut needs = Vec::new();
             for name in &dirs {
                 for meta in META_KEYS {
-                    needs.push(Need::Size { path: self.dir.join(name)?.join(meta)? });
+                    needs.push(Need::Size { path: self.dir.join(name)?.join(meta)? }.or_refused());
                 }
             }
             let answers = ask.ask(needs).await?;
-            let found =
-                answers.chunks(META_KEYS.len()).map(|pair| pair.iter().any(|answer| matches!(answer, Answer::Size(_))));
+            // What is there and no file is damage, which is told when it is read.
+            let is_there = |answer: &Answer| matches!(answer, Answer::Size(_) | Answer::Refused(_));
+            let found = answers.chunks(META_KEYS.len()).map(|pair| pair.iter().any(is_there));
             names.extend(dirs.iter().zip(found).filter(|(_, found)| *found).map(|(name, _)| (*name).to_owned()));
         }
         if names.is_empty() {
@@ -234,86 +236,117 @@ impl Store {
         }
     }
 
-    /// The metadata of every named array, in two batches at most: what the database points at or the likelier file name,
-    /// then the other file name.
-    async fn metas(&self, ask: &Asker, names: &[String], zarr3: Option<bool>) -> Result<Vec<Option<Found>>> {
-        let mut found: Vec<Option<Found>> = vec![None; names.len()];
-        let mut pointed_at = vec![false; names.len()];
+    /// The file of an array's metadata.
+    fn meta_file(&self, name: &str, meta: &str) -> Result<RelPath> {
+        Ok(self.dir.join(name)?.join(meta)?)
+    }
+
+    /// The metadata of every named array, or why that of one cannot be had, in two batches at most: what the database points at
+    /// or the likelier file name, then the other file name.
+    async fn metas(&self, ask: &Asker, names: &[String], zarr3: Option<bool>) -> Result<Vec<Metas>> {
+        let mut found: Vec<Metas> = Vec::with_capacity(names.len());
         let mut asked = Vec::new();
         let mut needs = Vec::new();
         for (number, name) in names.iter().enumerate() {
-            let Some(index) = &self.index else { continue };
             let prefix = key_prefix(name).into_bytes();
-            let hit = META_KEYS.iter().find_map(|meta| {
-                let value = index.get(&[prefix.as_slice(), meta.as_bytes()].concat())?;
-                Some((*meta, value))
+            let hit = self.index.as_ref().and_then(|index| {
+                let key = |meta: &str| [prefix.as_slice(), meta.as_bytes()].concat();
+                META_KEYS.iter().find_map(|meta| Some((*meta, index, index.get(&key(meta))?)))
             });
-            match hit {
-                None => {}
-                Some((meta, kv::Value::Inline(bytes))) => {
-                    found[number] = Some(Found { meta, bytes: bytes.clone(), in_index: true });
+            found.push(match hit {
+                None => Ok(None),
+                Some((meta, _, kv::Value::Inline(bytes))) => {
+                    Ok(Some(Found { meta, bytes: bytes.clone(), in_index: true }))
                 }
-                Some((meta, kv::Value::Extent(extent))) => {
-                    if extent.len > ZARR_JSON_BYTES_MAX {
-                        return Err(Error::corrupt("the array's metadata is too large")
-                            .at("array", name)
-                            .found(extent.len));
-                    }
-                    pointed_at[number] = true;
+                Some((_, _, kv::Value::Extent(extent))) if extent.len > ZARR_JSON_BYTES_MAX => {
+                    Err(Error::corrupt("the array's metadata is too large")
+                        .at("array", name)
+                        .expected(format_args!("at most {ZARR_JSON_BYTES_MAX} bytes"))
+                        .found(extent.len))
+                }
+                Some((meta, index, kv::Value::Extent(extent))) => {
+                    let path = index.file(extent.file).clone();
+                    needs.push(Need::Range { path, offset: extent.offset, len: extent.len }.or_refused());
                     asked.push((number, meta, true));
-                    needs.push(Need::Range {
-                        path: index.file(extent.file).clone(),
-                        offset: extent.offset,
-                        len: extent.len,
-                    });
+                    Ok(None)
                 }
-            }
+            });
         }
         let order = if zarr3 == Some(false) { [META_KEYS[1], META_KEYS[0]] } else { META_KEYS };
+        let pointed_at: HashSet<usize> = asked.iter().map(|(number, ..)| *number).collect();
         for meta in order {
             for (number, name) in names.iter().enumerate() {
-                if found[number].is_none() && !pointed_at[number] {
-                    asked.push((number, meta, false));
-                    let path = self.dir.join(name)?.join(meta)?;
-                    needs.push(Need::File { path, max: ZARR_JSON_BYTES_MAX });
+                if !matches!(found[number], Ok(None)) || pointed_at.contains(&number) {
+                    continue;
+                }
+                match self.meta_file(name, meta) {
+                    Ok(path) => {
+                        needs.push(Need::File { path, max: ZARR_JSON_BYTES_MAX }.or_refused());
+                        asked.push((number, meta, false));
+                    }
+                    Err(error) => found[number] = Err(error),
                 }
             }
             for ((number, meta, in_index), answer) in asked.drain(..).zip(ask.ask(std::mem::take(&mut needs)).await?) {
-                match answer {
-                    Answer::Bytes(bytes) => {
-                        if let Some(sums) = self.sums.as_ref().filter(|_| !in_index) {
-                            sums.check_file(&self.dir.join(&names[number])?.join(meta)?, &bytes)?;
+                found[number] = match answer {
+                    Answer::Bytes(bytes) => match self.sums.as_ref().filter(|_| !in_index) {
+                        Some(sums) => {
+                            self.meta_file(&names[number], meta).and_then(|file| sums.check_file(&file, &bytes))
                         }
-                        found[number] = Some(Found { meta, bytes, in_index });
+                        None => Ok(()),
                     }
-                    Answer::Missing if in_index => {
-                        return Err(Error::not_found("a data file of the checkpoint is missing")
-                            .at("array", &names[number])
-                            .hint("the checkpoint is incomplete; copy it again"));
-                    }
-                    Answer::Missing => {}
+                    .map(|()| Some(Found { meta, bytes, in_index })),
+                    Answer::Missing if in_index => Err(Error::not_found("a data file of the checkpoint is missing")
+                        .at("array", &names[number])
+                        .hint("the checkpoint is incomplete; copy it again")),
+                    Answer::Missing => continue,
+                    Answer::Refused(error) => Err(error.duplicate().at("array", &names[number])),
                     other => return Err(unfit(Some(&other))),
-                }
+                };
             }
         }
         Ok(found)
     }
 }
 
+/// The metadata of an array, if there is one, or why it cannot be had.
+type Metas = Result<Option<Found>>;
+
 /// Checks arrays' metadata that are files by the checksums that the item has of them, all of which must be of one.
-fn check_documents(dir: &RelPath, documents: &Sums, names: &[String], found: &[Option<Found>]) -> Result<()> {
+///
+/// # Errors
+/// A file is missing of an array that is not among these. What is wrong with one of them takes its place.
+fn check_documents(dir: &RelPath, documents: &Sums, names: &[String], found: &mut [Metas]) -> Result<()> {
     if documents.is_empty() {
         return Ok(());
     }
+    let failed = |error: Error, file: &str| error.at("file", format!("{dir}/{file}"));
     let mut seen = HashSet::new();
-    for (name, found) in names.iter().zip(found) {
-        let Some(found) = found.as_ref().filter(|found| !found.in_index) else { continue };
-        let file = format!("{}{}", key_prefix(name), found.meta);
-        documents.check(&file, &found.bytes).map_err(|error| error.at("file", format!("{dir}/{file}")))?;
+    for (name, metas) in names.iter().zip(found.iter_mut()) {
+        let Ok(Some(one)) = metas else { continue };
+        if one.in_index {
+            continue;
+        }
+        let file = format!("{}{}", key_prefix(name), one.meta);
+        let checked = documents.check(&file, &one.bytes);
+        if let Err(error) = checked {
+            *metas = Err(failed(error, &file));
+        }
         seen.insert(file);
     }
-    let lost = documents.names().find(|name| !seen.contains(*name));
-    lost.map_or(Ok(()), |name| documents.check_absent(name).map_err(|error| error.at("file", format!("{dir}/{name}"))))
+    let numbers: HashMap<&str, usize> =
+        names.iter().enumerate().map(|(number, name)| (name.as_str(), number)).collect();
+    for lost in documents.names().filter(|name| !seen.contains(*name)) {
+        let Err(error) = documents.check_absent(lost) else { continue };
+        let name = META_KEYS.iter().find_map(|meta| lost.strip_suffix(meta)).map(|name| name.trim_end_matches('/'));
+        match name.and_then(|name| numbers.get(name)) {
+            // What is wrong with it already is why it is not among those that were seen.
+            Some(&number) if found[number].is_err() => {}
+            Some(&number) => found[number] = Err(failed(error, lost)),
+            None => return Err(failed(error, lost)),
+        }
+    }
+    Ok(())
 }
 
 /// One array's metadata and where it was found.
@@ -371,9 +404,9 @@ impl Builder {
                 names.push(name.clone());
             }
         }
-        let found = self.store.metas(ask, &names, item.use_zarr3).await?;
-        check_documents(&self.store.dir, &item.documents, &names, &found)?;
-        self.parsed = parse_all(found.iter().flatten());
+        let mut found = self.store.metas(ask, &names, item.use_zarr3).await?;
+        check_documents(&self.store.dir, &item.documents, &names, &mut found)?;
+        self.parsed = parse_all(found.iter().flatten().flatten());
         let mut found = names.iter().zip(found);
         let mut meshes: HashMap<Arc<SavedMesh>, usize> = HashMap::new();
         for leaf in &item.leaves {
@@ -382,31 +415,28 @@ impl Builder {
                     let paths = ambiguous
                         .get(name.as_str())
                         .map(|paths| paths.iter().map(KeyPath::to_string).collect::<Vec<_>>());
-                    let why = format!(
+                    unreadable(Error::corrupt(format!(
                         "the stored name `{name}` is shared by {}: only one of them was kept when the checkpoint was saved, and nothing tells which",
                         paths.unwrap_or_default().join(" and ")
-                    );
-                    LeafKind::Unreadable { kind: ErrorKind::Corrupt, why }
+                    )))
                 }
                 StoredKind::Stored { value_type, .. } => {
                     let Some((name, found)) = found.next() else {
                         return Err(Error::bug("an array was not looked up"));
                     };
-                    match self.array(name, found.as_ref(), item.every_chunk_stored) {
+                    match found.and_then(|found| self.array(name, found.as_ref(), item.every_chunk_stored)) {
                         Ok(array) => {
                             self.compare_records(leaf, array);
                             self.stored_kind(array, value_type.as_ref(), leaf.key_impl.as_deref())
                         }
-                        Err(error) => LeafKind::Unreadable { kind: error.kind(), why: error.to_string() },
+                        Err(error) => unreadable(error),
                     }
                 }
                 StoredKind::Text(text) => LeafKind::Text(text.clone()),
                 StoredKind::None => LeafKind::None,
                 StoredKind::Empty(container) => LeafKind::Empty(*container),
                 StoredKind::Inline(node) => self.inline_kind(&leaf.path, node)?,
-                StoredKind::Unsupported { reason, .. } => {
-                    LeafKind::Unreadable { kind: ErrorKind::Unsupported, why: reason.clone() }
-                }
+                StoredKind::Unsupported { reason, .. } => unreadable(Error::unsupported(reason)),
             };
             let saved = match &leaf.sharding {
                 Some(SavedSharding::Named { mesh, spec }) => {
@@ -521,12 +551,9 @@ impl Builder {
                 self.catalog.arrays.push(StoredArray { name, meta, values, every_chunk_stored: true, sums: None });
                 LeafKind::Array(self.catalog.arrays.len() - 1)
             }
-            Node::Unsupported(what) => LeafKind::Unreadable { kind: ErrorKind::Unsupported, why: what.clone() },
+            Node::Unsupported(what) => unreadable(Error::unsupported(what)),
             Node::Map(_) | Node::List(_) | Node::Tuple(_) | Node::Bytes(_) | Node::Placeholder(_) => {
-                LeafKind::Unreadable {
-                    kind: ErrorKind::Unsupported,
-                    why: "a msgpack value that is no leaf of a tree".to_owned(),
-                }
+                unreadable(Error::unsupported("a msgpack value that is no leaf of a tree"))
             }
         })
     }

@@ -204,6 +204,11 @@ impl Checkpoint {
 
     /// The same, and the text that it has in its file.
     pub(super) fn json_item_text(&self, name: &str) -> Result<(serde_json::Value, Bytes)> {
+        if let Some(text) = self.0.catalog.json_items.get(name) {
+            let value = layout::orbax::json::parse(text.as_bytes())
+                .map_err(|error| Error::corrupt(error.to_string()).at("offset", error.offset).at("item", name))?;
+            return Ok((value, text.clone().into()));
+        }
         let item = default_item(&self.0.description.items, Some(name))?;
         if item.kind != ItemKind::Json {
             return Err(Error::invalid("the item is no JSON").at("item", name).found(item.kind.as_str()));
@@ -211,6 +216,15 @@ impl Checkpoint {
         let dir = &item.dir;
         ask(&self.0.root, |asker| async move { layout::orbax::tree::read_json_text(&asker, dir).await })
             .map_err(|error| error.at("item", name))
+    }
+
+    /// The names of the JSON items that go along with its tree into a conversion. That of a random key is part of the tree
+    /// beside it.
+    pub(super) fn json_items(&self) -> impl Iterator<Item = &str> {
+        let goes_along =
+            |item: &&Item| item.kind == ItemKind::Json && !item.name.contains('/') && !item.name.is_empty();
+        let beside = self.description().items.iter().filter(goes_along).map(|item| item.name.as_str());
+        beside.chain(self.0.catalog.json_items.keys().map(String::as_str))
     }
 
     /// What a small file has in it, if it is there.

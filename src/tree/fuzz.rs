@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
-use std::sync::OnceLock;
+use std::sync::{Arc, OnceLock};
 
 use bytes::Bytes;
 
@@ -164,7 +164,7 @@ fn run<'a, T, F: Future<Output = Result<T>> + Send + 'a>(files: &Files, body: im
 fn answer(files: &Files, need: &Need) -> Result<Answer> {
     let file = |path: &RelPath| files.get(&path.to_string()).cloned();
     Ok(match need {
-        Need::OrRefused(need) => answer(files, need).unwrap_or_else(|error| Answer::Refused(error.to_string())),
+        Need::OrRefused(need) => answer(files, need).unwrap_or_else(|error| Answer::Refused(Arc::new(error))),
         Need::File { path, max } => match file(path) {
             Some(bytes) if bytes.len() as u64 > *max => return Err(Error::corrupt("a metadata file is too large")),
             Some(bytes) => Answer::Bytes(bytes),

@@ -7,7 +7,7 @@ use super::state::Leaf;
 use super::target::{Otherwise, Target, TargetLeaf, UnfitRow, What};
 use super::value::Value;
 use crate::dtype::{CastPolicy, DType};
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::{Error, ErrorKind, Result, counted};
 use crate::keypath::KeyPath;
 use crate::plan::{Mesh, Sharding, Spec, Want};
 use crate::transform::cpu::convert;
@@ -34,10 +34,10 @@ impl Target {
         for leaf in &self.leaves {
             let array = match &leaf.what {
                 What::Array(array) => array,
-                What::Unreadable(why_kind, why) => {
-                    kind = *why_kind;
+                What::Unreadable(error) => {
+                    kind = error.kind();
                     hint = hint.or(Some("leave such leaves out with `--skip`"));
-                    lines.push(format!("{}: {why}", leaf.path));
+                    lines.push(format!("{}: {error}", leaf.path));
                     continue;
                 }
                 _ => continue,
@@ -98,7 +98,7 @@ impl Target {
                 ErrorKind::Invalid => "the target does not fit in",
                 _ => "the target cannot be loaded in",
             };
-            let error = Error::new(kind, format!("{what} {} leaves", lines.len())).lines(lines);
+            let error = Error::new(kind, format!("{what} {}", counted(lines.len(), "leaf", "leaves"))).lines(lines);
             match hint {
                 Some(hint) => error.hint(hint),
                 None => error,

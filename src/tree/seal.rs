@@ -116,9 +116,9 @@ impl Seal {
         self.file(dir, &dir.join(MSGPACK_FILE)?, &mut sums)?;
         let mut arrays = Vec::new();
         for leaf in checkpoint.leaves() {
-            if let LeafKind::Unreadable { kind, why } = &leaf.kind {
-                if *kind != ErrorKind::Unsupported {
-                    return Err(Error::new(*kind, why.clone()).at("leaf", &leaf.path));
+            if let LeafKind::Unreadable(error) = &leaf.kind {
+                if error.kind() != ErrorKind::Unsupported {
+                    return Err(error.duplicate().at("leaf", &leaf.path));
                 }
                 self.sealed.unsupported.push(leaf.path.to_string());
             }

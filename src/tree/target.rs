@@ -13,7 +13,7 @@ use super::checkpoint::Checkpoint;
 use super::rules::{Pattern, Rules, no_such, regex};
 use super::value::Value;
 use crate::dtype::{CastPolicy, DType};
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::{Error, Result};
 use crate::keypath::{Key, KeyPath};
 use crate::layout::orbax::metadata::Container;
 use crate::plan::{Device, Mesh, Sharding, Spec, View};
@@ -89,7 +89,7 @@ pub(super) enum What {
     Text(String),
     None,
     Empty(Container),
-    Unreadable(ErrorKind, String),
+    Unreadable(Arc<Error>),
 }
 
 #[derive(Clone, Debug)]
@@ -145,7 +145,7 @@ impl Target {
             LeafKind::Text(text) => What::Text(text.clone()),
             LeafKind::None => What::None,
             LeafKind::Empty(container) => What::Empty(*container),
-            LeafKind::Unreadable { kind, why } => What::Unreadable(*kind, why.clone()),
+            LeafKind::Unreadable(error) => What::Unreadable(Arc::clone(error)),
         };
         let leaves = checkpoint.leaves().iter().enumerate().map(|(source, info)| TargetLeaf {
             path: info.path.clone(),

@@ -98,6 +98,7 @@ fn restore(catalog: &mut Catalog, entry: &str) -> Result<(), String> {
     catalog.containers = tree.containers;
     catalog.custom_metadata = tree.custom_metadata;
     catalog.checkpoint_metadata = tree.checkpoint_metadata;
+    catalog.json_items = tree.json_items;
     Ok(())
 }
 

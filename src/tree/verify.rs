@@ -223,9 +223,9 @@ fn verify_tree(
     let mut readable = true;
     for leaf in checkpoint.leaves() {
         let path = leaf.path.to_string();
-        if let LeafKind::Unreadable { kind, why } = &leaf.kind {
+        if let LeafKind::Unreadable(error) = &leaf.kind {
             readable = false;
-            found.problem(item, Some(&path), true, Error::new(*kind, why.clone()).at("leaf", &path))?;
+            found.problem(item, Some(&path), true, error.duplicate().at("leaf", &path))?;
         }
         let Some(array) = leaf.kind.array() else { continue };
         let wants = whole_wants(checkpoint.arrays(), [array]);

@@ -36,11 +36,23 @@ pub fn from_slice<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, JsonError> {
     // Nearly every file is strict JSON, so the quoting pass runs only where the strict parser stopped.
     match serde_json::from_slice(bytes) {
         Ok(value) => Ok(value),
-        Err(error) => match quote_bare_tokens(bytes) {
-            Some(quoted) => serde_json::from_slice(&quoted).map_err(|error| describe(&error, &quoted)),
-            None => Err(describe(&error, bytes)),
-        },
+        Err(error) => {
+            let strict = describe(&error, bytes);
+            let quoted = if is_at_bare_token(bytes, strict.offset) { quote_bare_tokens(bytes) } else { None };
+            match quoted {
+                Some(quoted) => serde_json::from_slice(&quoted).map_err(|error| describe(&error, &quoted)),
+                None => Err(strict),
+            }
+        }
     }
+}
+
+/// Whether what a strict parser stopped at, at the byte before this offset or a sign before it, is a bare token. Everything
+/// else is wrong with quotes, too, and a file that is hostile is not gone through again.
+fn is_at_bare_token(bytes: &[u8], offset: u64) -> bool {
+    let at = usize::try_from(offset).unwrap_or(usize::MAX);
+    let starts = (0..=2).filter_map(|back| bytes.get(at.checked_sub(back)?..));
+    starts.into_iter().any(|rest| BARE_TOKENS.iter().any(|token| rest.starts_with(token)))
 }
 
 /// The text of a member of a document that [`parse`] reads, where it has numbers that a [`Value`] does not hold: those that are

@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use super::metadata::{Entry, ValueType, collisions, key_prefix, param_name, shared_names};
 use super::strings::{self, NoPlace};
 use super::{checkpoint, step, sums, tree};
-use crate::error::Error;
+use crate::error::{Error, counted};
 use crate::keypath::{Key, KeyPath};
 use crate::limits::{FILE_NAME_BYTES_MAX, KEY_PATH_DEPTH_MAX, LEAVES_MAX, PARAM_NAME_BYTES_MAX, PATH_BYTES_MAX};
 
@@ -205,7 +205,7 @@ pub fn check_item_name(name: &str) -> Result<(), BadName> {
 
 /// Everything that was found as one error, a line each.
 pub fn refused(problems: &[Unsavable]) -> Error {
-    Error::invalid(format!("the tree cannot be saved for {} reasons", problems.len()))
+    Error::invalid(format!("the tree cannot be saved for {}", counted(problems.len(), "reason", "reasons")))
         .lines(problems.iter().map(ToString::to_string))
 }
 

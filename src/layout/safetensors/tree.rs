@@ -12,14 +12,15 @@
 //!             {"path": ["name"], "kind": "string", "value": "run 7"},
 //!             {"path": ["mask"], "kind": "none"}, {"path": ["aux"], "kind": "empty", "container": "Dict"}],
 //!  "containers": [{"path": ["layers"], "container": "Tuple"}],
-//!  "custom_metadata": .., "checkpoint_metadata": ..}
+//!  "custom_metadata": .., "checkpoint_metadata": ..,
+//!  "json_items": {"config": "{\"rate\": 0.5}"}}                                    the documents of JSON items, as they were
 //! ```
 //!
 //! Other readers see ordinary tensors and a string that they ignore.
 //!
 //! Must not know: where the tensors' bytes are.
 
-use std::collections::HashSet;
+use std::collections::{BTreeMap, HashSet};
 
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -42,6 +43,8 @@ pub struct Tree {
     pub custom_metadata: Option<Value>,
     /// The user's metadata of the checkpoint that it was an item of.
     pub checkpoint_metadata: Option<Value>,
+    /// The JSON items beside it, by name: their documents as they stood in their files.
+    pub json_items: BTreeMap<String, String>,
 }
 
 /// What a leaf is, and the tensor that holds it.
@@ -114,6 +117,7 @@ impl Tree {
             containers: self.containers.iter().map(named).collect(),
             custom_metadata: self.custom_metadata.clone(),
             checkpoint_metadata: self.checkpoint_metadata.clone(),
+            json_items: self.json_items.clone(),
         };
         // Maps with string keys and plain values: there is nothing that cannot be written.
         serde_json::to_string(&document).unwrap_or_default()
@@ -147,6 +151,7 @@ pub fn parse(text: &str) -> Result<Tree, TreeError> {
         containers: document.containers.into_iter().map(named).collect::<Result<_, _>>()?,
         custom_metadata: document.custom_metadata,
         checkpoint_metadata: document.checkpoint_metadata,
+        json_items: document.json_items,
     })
 }
 
@@ -223,6 +228,8 @@ struct Document {
     custom_metadata: Option<Value>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     checkpoint_metadata: Option<Value>,
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    json_items: BTreeMap<String, String>,
 }
 
 #[derive(Default, Serialize, Deserialize)]
@@ -271,6 +278,7 @@ mod tests {
             leaves in prop::collection::btree_map(any::<(u64, String)>(), any_leaf(), 0..8),
             tuple: Option<String>,
             note: Option<String>,
+            json_items: BTreeMap<String, String>,
         ) {
             let mut claimed = HashSet::new();
             let leaves = leaves
@@ -280,7 +288,7 @@ mod tests {
                 .collect();
             let containers = tuple.map(|name| (KeyPath(vec![Key::Name(name)]), Container::Tuple)).into_iter().collect();
             let custom_metadata = note.map(|note| serde_json::json!({"note": note, "x": [1, 2.5, null]}));
-            let tree = Tree { leaves, containers, custom_metadata, checkpoint_metadata: None };
+            let tree = Tree { leaves, containers, custom_metadata, checkpoint_metadata: None, json_items };
             prop_assert_eq!(parse(&tree.to_text()), Ok(tree));
         }
 

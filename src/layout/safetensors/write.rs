@@ -13,7 +13,7 @@ use serde_json::{Value, json};
 use super::header::{Header, METADATA, Tensor, dtype_name, order, stored_bytes};
 use super::index::Index;
 use crate::dtype::DType;
-use crate::error::Error;
+use crate::error::{Error, counted};
 use crate::limits::{LEAVES_MAX, SAFETENSORS_DATA_ALIGN, SAFETENSORS_FILES_MAX, SAFETENSORS_HEADER_BYTES_MAX};
 
 /// A tensor that is to be written.
@@ -103,7 +103,7 @@ pub fn new_file(tensors: Vec<NewTensor>, metadata: BTreeMap<String, String>) -> 
 
 /// Everything that was found as one error, a line each.
 pub fn refused(problems: &[Unwritable]) -> Error {
-    Error::invalid(format!("the tensors cannot be written for {} reasons", problems.len()))
+    Error::invalid(format!("the tensors cannot be written for {}", counted(problems.len(), "reason", "reasons")))
         .lines(problems.iter().map(ToString::to_string))
         .hint("cast what safetensors cannot store, or leave it out")
 }

@@ -18,15 +18,15 @@ mod scratch;
 mod sink;
 mod tensors;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::path::Path;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 pub use options::{ConvertOptions, ConvertProgress, ConvertReport, ConvertTo};
 
 use self::journal::{Fingerprint, Found, Journal};
-use self::orbax::{OrbaxSink, is_carried};
+use self::orbax::OrbaxSink;
 use self::pieces::{Cursor, Elements, Piece, Task, next_wave, wave_target};
 use self::scratch::Scratch;
 use self::sink::{Filled, Io, Sink};
@@ -60,7 +60,7 @@ pub fn convert(target: &Target, to: impl AsRef<Path>, options: &ConvertOptions) 
     if target.leaves.is_empty() {
         return Err(Error::invalid("there is nothing to convert").hint("`touchdown ls` shows what there is"));
     }
-    refuse_source(target, to, options.to)?;
+    refuse_source(target, to)?;
     let (file, budget) = (file_name(to)?, options.engine.staging_bytes);
     let (becomes, mut sink): (_, Box<dyn Sink>) = match options.to {
         ConvertTo::Orbax => (Becomes::Directory, Box::new(OrbaxSink::plan(target, &options.save, budget)?)),
@@ -90,7 +90,7 @@ pub fn convert(target: &Target, to: impl AsRef<Path>, options: &ConvertOptions) 
     report.peak_host_bytes = held.peak(report.peak_host_bytes);
     report.skipped = target.skipped().to_vec();
     report.missing = target.missing().to_vec();
-    report.other_items = other_items(target, options.to);
+    report.other_items = other_items(target);
     report.elapsed = start.elapsed();
     tracing::info!(ms = report.elapsed.as_secs_f64() * 1e3, waves = report.waves, "converted");
     Ok(report)
@@ -156,9 +156,11 @@ impl<'a> Conversion<'a> {
         progress.add(self.report.bytes_resumed);
         let budget = Budget::new(engine.limits().staging_bytes);
         let arrays = self.target.checkpoint.arrays();
+        let mut pace = Pace::of(self.options);
         loop {
             let from = self.cursor;
-            let wave = next_wave(tasks, arrays, &mut self.cursor, wave_bytes);
+            let begun = Instant::now();
+            let wave = next_wave(tasks, arrays, &mut self.cursor, wave_bytes, pace.bytes);
             if wave.is_empty() {
                 break;
             }
@@ -174,6 +176,7 @@ impl<'a> Conversion<'a> {
             self.report.peak_host_bytes = self.report.peak_host_bytes.max(peak);
             let note = self.sink.note(&self.staged)?;
             self.journal.note(&self.staged, self.cursor, &self.report.lossy, note)?;
+            pace.took(begun.elapsed());
         }
         self.report.bytes_stored = self.sink.finish(&mut self.staged)?;
         // The last moment: without its journal it cannot be gone on with.
@@ -244,6 +247,31 @@ impl<'a> Conversion<'a> {
         }
     }
 }
+
+/// After how many bytes of whole arrays a wave ends, whatever the memory: a conversion that can be gone on with keeps what was done
+/// up to the last wave, so that one takes about a second.
+struct Pace {
+    bytes: u64,
+}
+
+impl Pace {
+    fn of(options: &ConvertOptions) -> Self {
+        Self { bytes: if options.resume { RESUME_WAVE_BYTES } else { u64::MAX } }
+    }
+
+    /// Larger waves if that was a short one, and smaller ones if it was long.
+    fn took(&mut self, elapsed: Duration) {
+        if elapsed < RESUME_WAVE_TIME / 2 {
+            self.bytes = self.bytes.saturating_mul(2);
+        } else if elapsed > RESUME_WAVE_TIME * 2 {
+            self.bytes = (self.bytes / 2).max(1);
+        }
+    }
+}
+
+/// Bytes of the first wave of a conversion that can be gone on with, and the time that one is to take.
+const RESUME_WAVE_BYTES: u64 = 8 << 20;
+const RESUME_WAVE_TIME: Duration = Duration::from_secs(1);
 
 /// An error that tells a budget which is half of what was given.
 fn halved(error: Error) -> Error {
@@ -350,16 +378,16 @@ fn done(tasks: &[Task], cursor: Cursor) -> u64 {
 }
 
 /// Items of the source that stay behind.
-fn other_items(target: &Target, to: ConvertTo) -> Vec<String> {
+pub(crate) fn other_items(target: &Target) -> Vec<String> {
     let Some(own) = target.checkpoint.item() else { return Vec::new() };
-    let items = target.checkpoint.description().items.iter();
-    let lost = items.filter(|item| item.name != own && !(to == ConvertTo::Orbax && is_carried(item)));
-    lost.map(|item| item.name.clone()).collect()
+    let along: HashSet<&str> = target.checkpoint.json_items().collect();
+    let items = target.checkpoint.description().items.iter().map(|item| item.name.as_str());
+    items.filter(|name| *name != own && !along.contains(name)).map(str::to_owned).collect()
 }
 
 /// Refuses destinations whose making would change or remove the source: within it, around it, or in its place when it has more
 /// than is converted.
-fn refuse_source(target: &Target, to: &Path, converted: ConvertTo) -> Result<()> {
+fn refuse_source(target: &Target, to: &Path) -> Result<()> {
     let real = |path: &Path| path.canonicalize().ok();
     let parent = |path: &Path| std::path::absolute(path).ok().and_then(|path| real(path.parent()?));
     let (root, description) = (target.checkpoint.root(), target.checkpoint.description());
@@ -378,7 +406,7 @@ fn refuse_source(target: &Target, to: &Path, converted: ConvertTo) -> Result<()>
     if destination != source && source.starts_with(&destination) {
         return Err(refused("the source lies within the destination, which would be replaced"));
     }
-    match other_items(target, converted).as_slice() {
+    match other_items(target).as_slice() {
         others if destination == source && !others.is_empty() => {
             Err(refused("the destination is the source, whose other items would be lost").found(others.join(", ")))
         }

@@ -23,7 +23,8 @@ pub struct ConvertOptions {
     /// decoding and encoding.
     pub engine: EngineOptions,
     /// Go on with what an earlier conversion of the same source with the same options left behind, and leave behind what was
-    /// done if this one fails or is cancelled.
+    /// done if this one fails or is cancelled: all but the last arrays, of about a second, or the last range of one that does not
+    /// fit the memory.
     pub resume: bool,
     /// To watch it, and to cancel it, from another thread.
     pub progress: ConvertProgress,

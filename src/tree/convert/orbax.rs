@@ -13,8 +13,8 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::io::StagedDir;
 use crate::keypath::KeyPath;
 use crate::kv::{Extent, FileId, Value};
+use crate::layout::Format;
 use crate::layout::orbax::{checkpoint, json, tree};
-use crate::layout::{self, Format, ItemKind};
 use crate::plan::{Device, Mesh, Sharding, Spec};
 use crate::relpath::RelPath;
 use crate::shape::Region;
@@ -323,20 +323,17 @@ impl Texts {
 
 /// The JSON items of the source, all of which the new checkpoint has, too.
 fn json_items(target: &Target) -> Result<Vec<JsonItem>> {
-    let item = |item: &layout::Item| {
-        if item.name == ITEM {
+    let item = |name: &str| {
+        if name == ITEM {
             return Err(Error::invalid("a JSON item has the name that the tree is to have").at("item", ITEM));
         }
-        let (value, text) = target.checkpoint.json_item_text(&item.name)?;
+        // Names in a file of tensors are anything.
+        RelPath::root().join(name).map_err(|error| Error::from(error).at("item", name))?;
+        let (value, text) = target.checkpoint.json_item_text(name)?;
         // The text is what may have numbers that no value holds.
-        Ok(JsonItem { document: text.to_vec(), ..JsonItem::new(&item.name, &value) })
+        Ok(JsonItem { document: text.to_vec(), ..JsonItem::new(name, &value) })
     };
-    target.checkpoint.description().items.iter().filter(|item| is_carried(item)).map(item).collect()
-}
-
-/// Whether an item is copied as it is. That of a random key is part of the tree beside it.
-pub(super) fn is_carried(item: &layout::Item) -> bool {
-    item.kind == ItemKind::Json && !item.name.contains('/') && !item.name.is_empty()
+    target.checkpoint.json_items().map(item).collect()
 }
 
 /// The tuples and namedtuples of the source below which leaves are still where they were.
@@ -360,7 +357,7 @@ fn new_leaf(target: &Target, leaf: &TargetLeaf) -> Result<NewLeaf> {
         What::Text(text) => NewLeaf::Value(Scalar::Text(text.clone()), None),
         What::None => NewLeaf::None,
         What::Empty(container) => NewLeaf::Empty(*container),
-        What::Unreadable(kind, why) => return Err(Error::new(*kind, why.clone())),
+        What::Unreadable(error) => return Err(error.duplicate()),
     })
 }
 

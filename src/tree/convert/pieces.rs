@@ -137,11 +137,18 @@ impl Task {
     }
 }
 
-/// The pieces of the next wave: as many as fit these bytes, or a larger one alone. Empty at the end.
-pub(super) fn next_wave(tasks: &[Task], arrays: &[StoredArray], cursor: &mut Cursor, wave_bytes: u64) -> Vec<Piece> {
+/// The pieces of the next wave: as many as fit these bytes, or a larger one alone, and none after that with which they are `enough`
+/// bytes. Empty at the end.
+pub(super) fn next_wave(
+    tasks: &[Task],
+    arrays: &[StoredArray],
+    cursor: &mut Cursor,
+    wave_bytes: u64,
+    enough: u64,
+) -> Vec<Piece> {
     let mut wave = Vec::new();
     let mut room = wave_bytes;
-    while let Some(task) = tasks.get(cursor.task) {
+    while let Some(task) = tasks.get(cursor.task).filter(|_| wave.is_empty() || wave_bytes - room < enough) {
         let end = task.rows();
         let bytes = (end - cursor.row).saturating_mul(task.row_bytes);
         if bytes > room && !wave.is_empty() {
@@ -236,11 +243,11 @@ mod tests {
         }
     }
 
-    fn waves(tasks: &[Task], wave_bytes: u64) -> Vec<Vec<(usize, Range<u64>)>> {
+    fn waves(tasks: &[Task], wave_bytes: u64, enough: u64) -> Vec<Vec<(usize, Range<u64>)>> {
         let mut cursor = Cursor::default();
         let mut all = Vec::new();
         loop {
-            let wave = next_wave(tasks, &[], &mut cursor, wave_bytes);
+            let wave = next_wave(tasks, &[], &mut cursor, wave_bytes, enough);
             if wave.is_empty() {
                 return all;
             }
@@ -253,12 +260,17 @@ mod tests {
         let tasks = [task(4, 10_000), task(0, 10), task(6, 10_000), task(1, 500_000), task(2, 1)];
         let wave_bytes = 100_000 + 2 * PIECE_BYTES;
         assert_eq!(
-            waves(&tasks, wave_bytes),
+            waves(&tasks, wave_bytes, u64::MAX),
             [vec![(0, 0..4), (1, 0..0), (2, 0..6)], vec![(3, 0..1)], vec![(4, 0..2)]]
+        );
+        // No array is cut for being enough.
+        assert_eq!(
+            waves(&tasks, wave_bytes, 1),
+            [vec![(0, 0..4)], vec![(1, 0..0)], vec![(2, 0..6)], vec![(3, 0..1)], vec![(4, 0..2)]]
         );
         // What a piece itself takes counts, too.
         let tasks = [task(4, 1), task(4, 1), task(4, 1)];
-        assert_eq!(waves(&tasks, 2 * PIECE_BYTES), [vec![(0, 0..4), (1, 0..4)], vec![(2, 0..4)]]);
-        assert_eq!(waves(&[], 100), Vec::<Vec<_>>::new());
+        assert_eq!(waves(&tasks, 2 * PIECE_BYTES, u64::MAX), [vec![(0, 0..4), (1, 0..4)], vec![(2, 0..4)]]);
+        assert_eq!(waves(&[], 100, u64::MAX), Vec::<Vec<_>>::new());
     }
 }

@@ -28,6 +28,7 @@ use crate::layout::safetensors::write::{NewTensor, file_name, index_bytes, new_f
 use crate::limits::SAFETENSORS_FILES_MAX;
 use crate::relpath::RelPath;
 use crate::shape::strides;
+use crate::tree::Checkpoint;
 use crate::tree::save::Held;
 use crate::tree::target::{ArrayWant, Target, What};
 
@@ -327,7 +328,8 @@ fn metadata(target: &Target, tensors: &[NewTensor]) -> Result<(Strings, Strings)
         matches!(&leaf.what, What::Array(array) if array.key_impl.is_none())
             && matches!(leaf.path.0.as_slice(), [Key::Name(_)])
     };
-    let from_tensors = checkpoint.description().format == Format::Safetensors;
+    let from_tensors =
+        checkpoint.description().format == Format::Safetensors && checkpoint.json_items().next().is_none();
     if let (true, Some(plain), None) = (from_tensors, &plain, checkpoint.checkpoint_metadata())
         && target.leaves.iter().all(flat)
     {
@@ -347,7 +349,7 @@ fn metadata(target: &Target, tensors: &[NewTensor]) -> Result<(Strings, Strings)
             What::Text(text) => Leaf::Text(text.clone()),
             What::None => Leaf::None,
             What::Empty(container) => Leaf::Empty(*container),
-            What::Unreadable(kind, why) => return Err(Error::new(*kind, why.clone()).at("leaf", &leaf.path)),
+            What::Unreadable(error) => return Err(error.duplicate().at("leaf", &leaf.path)),
         };
         leaves.push((leaf.path.clone(), what));
     }
@@ -356,6 +358,7 @@ fn metadata(target: &Target, tensors: &[NewTensor]) -> Result<(Strings, Strings)
         containers: containers(target),
         custom_metadata: custom.cloned(),
         checkpoint_metadata: checkpoint.checkpoint_metadata().cloned(),
+        json_items: checkpoint.json_items().map(|name| json_item(checkpoint, name)).collect::<Result<_>>()?,
     };
     let text = tree.to_text();
     match tree::parse(&text) {
@@ -367,6 +370,13 @@ fn metadata(target: &Target, tensors: &[NewTensor]) -> Result<(Strings, Strings)
     metadata.extend(plain.unwrap_or_default());
     metadata.insert(ENTRY.to_owned(), text);
     Ok((metadata, format_mark()))
+}
+
+/// The name and the document of a JSON item.
+fn json_item(checkpoint: &Checkpoint, name: &str) -> Result<(String, String)> {
+    let (_, text) = checkpoint.json_item_text(name)?;
+    let text = String::from_utf8(text.to_vec());
+    Ok((name.to_owned(), text.map_err(|_| Error::corrupt("the document is no UTF-8").at("item", name))?))
 }
 
 /// What Hugging Face's readers want to see: plain row-major tensors.

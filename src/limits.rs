@@ -112,6 +112,10 @@ pub const ZSTD_WINDOW_LOG_MAX: u32 = 27;
 /// it tables and the ends of streams cost what the streams save.
 pub const HUFFMAN_BLOCK_BYTES_MIN: usize = 16 << 10;
 
+/// Fewest literals for each sequence of a zstd block, on average, for its frame to be decoded without libzstd: only the literals
+/// are decoded faster.
+pub const HUFFMAN_LITERALS_PER_SEQUENCE_MIN: usize = 32;
+
 /// Largest zstd window that a load under any budget decodes with: what levels up to 19 ask for.
 pub const ZSTD_WINDOW_BYTES_MIN: u64 = 8 << 20;
 

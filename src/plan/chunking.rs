@@ -44,11 +44,13 @@ pub fn chunking(shape: &[u64], element: u64, regions: &[Region], divide: Divide)
         return Chunking { inner: chunk.clone(), chunk };
     }
     if let Some(limit) = divide.chunk_bytes {
-        let parts = divided(&chunk, element, limit, 1);
-        // A whole array without good divisors is not cut into single elements: its last chunk may reach beyond it.
-        chunk = match is_whole(&chunk, shape) && bytes(&parts, element) < limit / SMALLER_CHUNKS_MAX {
-            true => cut_to(&chunk, element, limit),
-            false => parts,
+        let (parts, least) = (divided(&chunk, element, limit, 1), limit / SMALLER_CHUNKS_MAX);
+        // Without good divisors nothing is cut into single elements: the last chunk of a whole array may reach beyond it, and
+        // chunks of shards, which cannot, are larger than they should be.
+        chunk = match (bytes(&parts, element) < least, is_whole(&chunk, shape)) {
+            (false, _) => parts,
+            (true, true) => cut_to(&chunk, element, limit),
+            (true, false) => divided(&chunk, element, limit, least),
         };
     }
     if !divide.inner {
@@ -149,6 +151,12 @@ mod tests {
         let limit = |bytes| Divide { chunk_bytes: Some(bytes), inner: false };
         assert_eq!(chunking(&[1_014_539], 1, &whole(&[1_014_539]), limit(700_000)).chunk, [700_000]);
         assert_eq!(chunking(&[3, 1_014_539], 1, &whole(&[3, 1_014_539]), limit(700_000)).chunk, [1, 700_000]);
+        // Three shards of columns: chunks must divide them, and the only divisors of their rows are one and all.
+        let columns = [0, 1, 2].map(|shard| Region { start: vec![0, shard * 395_273], extent: vec![8, 395_273] });
+        assert_eq!(chunking(&[8, 3 * 395_273], 1, &columns, limit(123_745)).chunk, [1, 395_273]);
+        // With a divisor above the limit, it is that one.
+        let columns = [0, 1].map(|shard| Region { start: vec![0, shard * 3 * 70_001], extent: vec![2, 3 * 70_001] });
+        assert_eq!(chunking(&[2, 6 * 70_001], 1, &columns, limit(60_000)).chunk, [1, 70_001]);
     }
 
     const INNER: Divide = Divide { chunk_bytes: None, inner: true };

@@ -1,9 +1,11 @@
 //! Two blocks in flight, decoded in lockstep.
 
 use std::cell::Cell;
+use std::collections::VecDeque;
 
-use super::blocks::Literals;
+use super::blocks::Coded;
 use super::checksum::{self, Checksum, STRIPE};
+use super::sequences::Assembly;
 use super::tree::Table;
 
 /// Symbols that a stream decodes between two refills: as many codes of at most 11 bits as 56 bits hold.
@@ -94,6 +96,8 @@ pub(super) struct Lanes<'f> {
     table: Table,
     has_table: bool,
     lanes: [Option<Lane>; 2],
+    /// Blocks with sequences whose literals are not all decoded, or that lie behind such a block, in order.
+    waiting: VecDeque<Assembly>,
     tables: Tables,
     positions: Positions,
     staging: [Rows; ITERATIONS],
@@ -133,6 +137,7 @@ impl<'f> Lanes<'f> {
             table: Table::new(),
             has_table: false,
             lanes: [None; 2],
+            waiting: VecDeque::new(),
             tables: [const { Table::new() }; 2],
             positions: [0; STREAMS],
             staging: [const { [const { Cell::new(0) }; SYMBOLS_PER_REFILL * STREAMS] }; ITERATIONS],
@@ -140,8 +145,18 @@ impl<'f> Lanes<'f> {
         }
     }
 
+    /// Notes that the next block, whose literals are about to be put or written, has sequences.
+    pub(super) fn expect(&mut self, assembly: Assembly, out: &mut [u8]) -> Option<()> {
+        // They take memory, and a block in flight that has no partner may keep them from being of use.
+        if self.waiting.len() >= WAITING_MAX {
+            self.run(out, 0)?;
+        }
+        self.waiting.push_back(assembly);
+        Some(())
+    }
+
     /// Takes the literals of the next block, which decode to `out[at..]`, and decodes until one more block can be taken.
-    pub(super) fn put(&mut self, literals: Literals, at: usize, out: &mut [u8]) -> Option<()> {
+    pub(super) fn put(&mut self, literals: Coded, at: usize, out: &mut [u8]) -> Option<()> {
         let mut streams = literals.start;
         if literals.has_tree {
             streams += self.table.read(self.frame.get(literals.start..literals.end)?)?;
@@ -172,7 +187,7 @@ impl<'f> Lanes<'f> {
     }
 
     /// Puts a block with four streams into a lane that is free.
-    fn start(&mut self, lane: usize, literals: Literals, jump_table: usize, out: usize) -> Option<()> {
+    fn start(&mut self, lane: usize, literals: Coded, jump_table: usize, out: usize) -> Option<()> {
         let first = jump_table + JUMP_TABLE_BYTES;
         let jumps = self.frame.get(jump_table..first)?;
         let mut starts = [first; BLOCK_STREAMS];
@@ -212,9 +227,20 @@ impl<'f> Lanes<'f> {
                     self.complete(lane, out)?;
                 }
             }
+            self.assemble(out)?;
         }
+        self.assemble(out)?;
         if self.lanes[0].is_none() {
             self.move_to_first();
+        }
+        Some(())
+    }
+
+    /// Puts blocks together that wait for it, as far as their literals and all bytes in front of them are there.
+    fn assemble(&mut self, out: &mut [u8]) -> Option<()> {
+        let in_flight = self.lanes.iter().flatten().map(|lane| lane.out).min().unwrap_or(usize::MAX);
+        while self.waiting.front().is_some_and(|assembly| assembly.end <= in_flight) {
+            self.waiting.pop_front()?.run(out)?;
         }
         Some(())
     }
@@ -249,7 +275,8 @@ impl<'f> Lanes<'f> {
             state.done += rows;
         }
         // As many bytes of blocks that are complete follow into the checksum: they are in the second cache still.
-        let complete = self.lanes.iter().flatten().map(|lane| lane.out).min()?;
+        let in_flight = self.lanes.iter().flatten().map(|lane| lane.out).min()?;
+        let complete = self.waiting.front().map_or(in_flight, |assembly| assembly.start.min(in_flight));
         let mut none = checksum::Lanes::default();
         let hash = match &mut self.checksum {
             Some(checksum) => {
@@ -299,6 +326,9 @@ pub(super) fn bits_at(frame: &[u8], position: usize) -> Option<u64> {
     let word = frame.get(at..at + 8)?;
     Some(u64::from_le_bytes(word.try_into().ok()?) << (7 - position % 8))
 }
+
+/// Most blocks that wait until they can be put together: two in flight, and what came between them.
+const WAITING_MAX: usize = 4;
 
 /// Bytes in front of four streams: the lengths of three.
 const JUMP_TABLE_BYTES: usize = 6;

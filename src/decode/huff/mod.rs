@@ -1,9 +1,10 @@
-//! Literal-only zstd frames, faster than libzstd.
+//! zstd frames of nearly nothing but literals, faster than libzstd.
 //!
-//! Weights hardly repeat, so zstd finds no matches in them: their frames are blocks of up to 128 KiB of nothing but
-//! Huffman-coded literals. libzstd decodes such a block as four bit streams side by side, which is limited by latency: shift,
-//! look up, shift, seven cycles until a stream's next symbol is known, with four streams to fill them. Here **two blocks**
-//! are decoded at a time, eight streams, one symbol of each, then the next of each:
+//! Weights hardly repeat, so zstd finds next to no matches in them: their frames are blocks of up to 128 KiB of Huffman-coded
+//! literals, at levels that search longer with a short match here and there (`sequences`). libzstd decodes such a block as four
+//! bit streams side by side, which is limited by latency: shift, look up, shift, seven cycles until a stream's next symbol is
+//! known, with four streams to fill them. Here **two blocks** are decoded at a time, eight streams, one symbol of each, then the
+//! next of each:
 //!
 //! ```text
 //!   frame   [header][block: tree, s0 s1 s2 s3][block: tree, s4 s5 s6 s7][block ..
@@ -18,7 +19,7 @@
 //! A refill gives a stream at least 56 bits, enough for five codes of at most 11; a bit below them marks the end, so that
 //! counting trailing zeros says how many were used. Tables have 2,048 entries of symbol and length.
 //!
-//! **libzstd stays the reference.** [`decode`] says `None` of every frame that it does not want (sequences, small blocks, codes
+//! **libzstd stays the reference.** [`decode`] says `None` of every frame that it does not want (many matches, small blocks, codes
 //! of 12 bits) and of every frame in which it finds anything wrong; the caller then gives the whole frame to libzstd, whose
 //! result and whose error count. So this code may refuse what is fine, but must not accept what libzstd refuses, nor decode
 //! it to other bytes; the tests compare both on damaged frames.
@@ -33,13 +34,15 @@
 //! 3. the iterations of a call are at most the eighth part of the bytes in front of each stream's position.
 //!
 //! A damaged stream may so run into its neighbours, and decodes garbage there, but never leaves the frame; positions are
-//! compared with the streams' starts after each call, and a stream must end exactly at its start. What is written is bounded by
-//! the block's header, and the sum of all blocks is compared with the output's length before anything is decoded.
+//! compared with the streams' starts after each call, and a stream must end exactly at its start. What a block writes lies in
+//! the range that its header and its sequences say, which is compared with the output's length before anything of it is decoded.
 //!
 //! | file | |
 //! |---|---|
 //! | `blocks` | frame to blocks: kinds, sizes, where streams lie |
+//! | `fse` | finite-state entropy, which trees and sequences are described in |
 //! | `tree` | the description of a Huffman tree to weights to a table |
+//! | `sequences` | what is repeated between the literals |
 //! | `lanes` | two blocks in flight, a chunk of rows at a time |
 //! | `checksum` | XXH64 |
 //! | `kernel` | the loop, and the way out of the staging (x86-64) |
@@ -56,15 +59,18 @@
 
 mod blocks;
 mod checksum;
+mod fse;
 #[cfg(target_arch = "x86_64")]
 mod kernel;
 mod lanes;
+mod sequences;
 mod tree;
 #[cfg(test)]
 mod twin;
 
-use blocks::{Block, Blocks};
+use blocks::{Block, Blocks, Literals};
 use lanes::{Kernel, Lanes};
+use sequences::Sequences;
 
 use crate::limits::HUFFMAN_BLOCK_BYTES_MIN;
 
@@ -96,17 +102,30 @@ fn decode_with(kernel: Kernel, block_bytes_min: usize, frame: Frame<'_>, out: &m
     };
     let mut written = 0;
     let mut lanes = Lanes::new(kernel, frame.bytes, frame.has_checksum);
+    let mut sequences = Sequences::new();
     for block in Blocks::new(frame) {
-        let block = block?;
-        let range = written..written + block.len();
-        written = range.end;
-        match block {
-            Block::Raw { bytes } => out.get_mut(range)?.copy_from_slice(bytes),
-            Block::Rle { byte, .. } => out.get_mut(range)?.fill(byte),
-            Block::Huffman(literals) => lanes.put(literals, range.start, out)?,
+        let Block { literals, sequence_count, sequences: section } = block?;
+        let start = written;
+        let assembly = match sequence_count {
+            0 => None,
+            count => Some(sequences.read(section, count, literals.len(), start)?),
+        };
+        // The literals of a block stand at its end, with room in front for what is repeated.
+        let at = assembly.as_ref().map_or(start, |assembly| assembly.literals);
+        written = at + literals.len();
+        if written > out.len() || written - start > frame.block_max {
+            return None;
+        }
+        if let Some(assembly) = assembly {
+            lanes.expect(assembly, out)?;
+        }
+        match literals {
+            Literals::Raw { bytes } => out.get_mut(at..written)?.copy_from_slice(bytes),
+            Literals::Rle { byte, .. } => out.get_mut(at..written)?.fill(byte),
+            Literals::Huffman(coded) => lanes.put(coded, at, out)?,
         }
     }
-    (lanes.finish(out)? == stored_checksum).then_some(())
+    (written == out.len() && lanes.finish(out)? == stored_checksum).then_some(())
 }
 
 #[cfg(test)]

@@ -5,7 +5,7 @@ use std::io::Write;
 
 use zstd::zstd_safe::{CParameter, ParamSwitch};
 
-use super::blocks::{Block, Blocks, Literals};
+use super::blocks::{Block, Blocks, Coded, Literals};
 use super::checksum::Checksum;
 use super::lanes::{ITERATIONS, Kernel, Positions, Rows, STREAMS, SYMBOLS_PER_REFILL, Tables};
 use super::tree::Table;
@@ -183,7 +183,7 @@ fn mixed(numbers: &mut Numbers, kinds: &[(&str, Vec<u8>)], blocks: usize, len_ma
         let start = numbers.below(bytes.len() - len);
         pieces.push(&bytes[start..start + len]);
     }
-    let level = if numbers.below(2) == 0 { -7 } else { 1 };
+    let level = [-7, 1, 3, 6][numbers.below(4)];
     encode(&pieces, level, numbers.below(4) == 0, numbers.below(2) == 0)
 }
 
@@ -195,17 +195,18 @@ fn decoded_len(frame: &[u8]) -> usize {
 fn blocks_of_all_kinds_mix() {
     let mut numbers = Numbers(7);
     let kinds = kinds(300_000);
-    let (mut raw, mut rle, mut tree, mut treeless, mut single, mut same) = (0, 0, 0, 0, 0, 0);
+    let (mut raw, mut rle, mut tree, mut treeless, mut single, mut sequences, mut same) = (0, 0, 0, 0, 0, 0, 0);
     for _ in 0..200 {
         let encoded = mixed(&mut numbers, &kinds, 8, 5000);
         let len = decoded_len(&encoded);
         for block in Blocks::new(frame_of(&encoded, len)).flatten() {
-            match block {
-                Block::Raw { .. } => raw += 1,
-                Block::Rle { .. } => rle += 1,
-                Block::Huffman(Literals { four_streams: false, .. }) => single += 1,
-                Block::Huffman(Literals { has_tree: true, .. }) => tree += 1,
-                Block::Huffman(_) => treeless += 1,
+            sequences += block.sequence_count;
+            match block.literals {
+                Literals::Raw { .. } => raw += 1,
+                Literals::Rle { .. } => rle += 1,
+                Literals::Huffman(Coded { four_streams: false, .. }) => single += 1,
+                Literals::Huffman(Coded { has_tree: true, .. }) => tree += 1,
+                Literals::Huffman(_) => treeless += 1,
             }
         }
         for kernel in kernels() {
@@ -214,8 +215,10 @@ fn blocks_of_all_kinds_mix() {
             same += usize::from(verdict == Verdict::Same);
         }
     }
-    println!("raw {raw}, rle {rle}, tree {tree}, treeless {treeless}, one stream {single}, decoded here {same}");
-    assert!([raw, rle, tree, treeless, single, same].iter().all(|count| *count > 10));
+    println!(
+        "raw {raw}, rle {rle}, tree {tree}, treeless {treeless}, one stream {single}, sequences {sequences}, decoded here {same}"
+    );
+    assert!([raw, rle, tree, treeless, single, sequences, same].iter().all(|count| *count > 10));
 }
 
 /// Damages a frame: bits, bytes, a cut, or a piece of another frame.
@@ -346,7 +349,7 @@ fn tables(kinds: &[(&str, Vec<u8>)]) -> Tables {
         let encoded = encode_gpu(bytes, false);
         let frame = frame_of(&encoded, bytes.len());
         let trees = Blocks::new(frame).filter_map(|block| match block {
-            Some(Block::Huffman(literals)) if literals.has_tree => Some(literals),
+            Some(Block { literals: Literals::Huffman(coded), .. }) if coded.has_tree => Some(coded),
             _ => None,
         });
         let literals = trees.take(1).next().unwrap();

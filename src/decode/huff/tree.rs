@@ -1,8 +1,10 @@
 //! A Huffman tree's description to its weights, and those to a table.
 //!
-//! Source: RFC 8878, sections 4.1 (FSE) and 4.2 (Huffman coding).
+//! Source: RFC 8878, section 4.2.
 
 use std::cell::Cell;
+
+use super::fse::{BackwardBits, SYMBOLS_MAX, State, read_states};
 
 /// Most bits of a code in a table; the format allows twelve for one that libzstd never writes.
 pub(super) const CODE_BITS_MAX: u32 = 11;
@@ -102,8 +104,8 @@ impl Table {
 
 /// Weights that are coded by finite-state entropy: two states take turns. Returns how many there are.
 fn fse_weights(bytes: &[u8], weights: &mut [u8; SYMBOLS_MAX]) -> Option<usize> {
-    let mut states = [State::default(); 1 << FSE_LOG_MAX];
-    let (log, used) = fse_states(bytes, &mut states)?;
+    let mut states = [State::default(); 1 << WEIGHT_STATES_LOG_MAX];
+    let (log, used) = read_states(bytes, SYMBOLS_MAX, &mut states)?;
     let mut bits = BackwardBits::new(bytes.get(used..)?)?;
     let mut turns = [bits.take(log)?, bits.take(log)?];
     // The last symbol's weight is not stored, and the end is found after one symbol more.
@@ -121,142 +123,8 @@ fn fse_weights(bytes: &[u8], weights: &mut [u8; SYMBOLS_MAX]) -> Option<usize> {
     None
 }
 
-/// A state: its symbol, and the states that may follow, which are `base` and as many bits.
-#[derive(Clone, Copy, Debug, Default)]
-struct State {
-    base: u8,
-    bits: u8,
-    symbol: u8,
-}
-
-/// Reads how often symbols occur, and spreads them over states. Returns the logarithm of the number of states, and the
-/// length of the description.
-fn fse_states(bytes: &[u8], states: &mut [State; 1 << FSE_LOG_MAX]) -> Option<(u32, usize)> {
-    let mut bits = ForwardBits { bytes, at: 0 };
-    let log = u32::try_from(bits.take(4)).ok()? + FSE_LOG_MIN;
-    if log > FSE_LOG_MAX {
-        return None;
-    }
-    let mut counts = [0i8; SYMBOLS_MAX];
-    let mut remaining = 1usize << log;
-    let mut symbol = 0;
-    while remaining > 0 {
-        // A number of 0..=remaining + 1, the small ones with a bit less.
-        let width = (remaining + 1).ilog2() + 1;
-        let short = (1 << width) - 2 - remaining;
-        let low = bits.peek(width - 1);
-        let value = if low < short {
-            bits.take(width - 1)
-        } else {
-            let value = bits.take(width);
-            if value >= 1 << (width - 1) { value - short } else { value }
-        };
-        // 0 stands for a symbol that is less than one state's worth; it has one.
-        let count = i8::try_from(value).ok()? - 1;
-        *counts.get_mut(symbol)? = count;
-        symbol += 1;
-        remaining = remaining.checked_sub(usize::from(count.unsigned_abs()))?;
-        if count == 0 {
-            loop {
-                let repeat = bits.take(2);
-                symbol += repeat;
-                if repeat < 3 {
-                    break;
-                }
-                if symbol > SYMBOLS_MAX {
-                    return None;
-                }
-            }
-        }
-    }
-    let used = bits.at.div_ceil(8);
-    (used <= bytes.len()).then_some(())?;
-    spread(&counts, log, states)?;
-    Some((log, used))
-}
-
-/// Gives each symbol as many states as its count says, in the order that encoders use.
-fn spread(counts: &[i8; SYMBOLS_MAX], log: u32, states: &mut [State; 1 << FSE_LOG_MAX]) -> Option<()> {
-    let len = 1usize << log;
-    let states = states.get_mut(..len)?;
-    let mut seen = [0u8; SYMBOLS_MAX];
-    let mut high = len;
-    for (symbol, count) in counts.iter().enumerate() {
-        if *count == -1 {
-            high = high.checked_sub(1)?;
-            states.get_mut(high)?.symbol = u8::try_from(symbol).ok()?;
-        }
-        seen[symbol] = count.unsigned_abs();
-    }
-    let (step, mut at) = (len / 2 + len / 8 + 3, 0);
-    for (symbol, count) in counts.iter().enumerate() {
-        for _ in 0..(*count).max(0) {
-            states.get_mut(at)?.symbol = u8::try_from(symbol).ok()?;
-            at = (at + step) % len;
-            while at >= high {
-                at = (at + step) % len;
-            }
-        }
-    }
-    for state in states {
-        let number = &mut seen[usize::from(state.symbol)];
-        let bits = log.checked_sub(number.checked_ilog2()?)?;
-        state.bits = u8::try_from(bits).ok()?;
-        state.base = u8::try_from((usize::from(*number) << bits).checked_sub(len)?).ok()?;
-        *number += 1;
-    }
-    Some(())
-}
-
-/// Bits from the front, lowest first. Behind the end they are zeros: the caller compares `at` with the length.
-struct ForwardBits<'a> {
-    bytes: &'a [u8],
-    /// Bits taken.
-    at: usize,
-}
-
-impl ForwardBits<'_> {
-    /// The next bits, at most eight.
-    fn peek(&self, count: u32) -> usize {
-        let byte = |at: usize| self.bytes.get(at).copied().map_or(0, usize::from);
-        let word = byte(self.at / 8) | byte(self.at / 8 + 1) << 8;
-        (word >> (self.at % 8)) & ((1 << count) - 1)
-    }
-
-    fn take(&mut self, count: u32) -> usize {
-        let bits = self.peek(count);
-        self.at += count as usize;
-        bits
-    }
-}
-
-/// Bits from the end, highest first; the highest bit that is set only marks the end.
-struct BackwardBits<'a> {
-    bytes: &'a [u8],
-    /// Bits left.
-    left: usize,
-}
-
-impl<'a> BackwardBits<'a> {
-    fn new(bytes: &'a [u8]) -> Option<Self> {
-        let mark = bytes.last()?.checked_ilog2()?;
-        Some(Self { bytes, left: (bytes.len() - 1) * 8 + mark as usize })
-    }
-
-    /// The next bits, at most eight; `None` if there are fewer.
-    fn take(&mut self, count: u32) -> Option<usize> {
-        self.left = self.left.checked_sub(count as usize)?;
-        Some(ForwardBits { bytes: self.bytes, at: self.left }.peek(count))
-    }
-}
-
-/// Symbols are bytes.
-const SYMBOLS_MAX: usize = 256;
-
 /// From here on, the first byte of a description says that weights are packed in half bytes, one less than their number.
 const PACKED_HEAD: usize = 128;
 
-/// Weights have at most 64 states.
-const FSE_LOG_MAX: u32 = 6;
-
-const FSE_LOG_MIN: u32 = 5;
+/// Weights have at most so many states.
+const WEIGHT_STATES_LOG_MAX: u32 = 6;

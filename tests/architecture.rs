@@ -51,6 +51,7 @@ const UNSAFE_ALLOWED: &[(&str, &str)] = &[
     ("io/uring/registered.rs", "the kernel is told of slots that it may write into"),
     ("io/uring/thread.rs", "the kernel writes into buffers that a read in flight owns"),
     ("place/absent.rs", "it has the signatures of what it stands for"),
+    ("place/cuda/crossing.rs", "a copy in flight borrows memory until it was waited for"),
     ("place/cuda/delivery.rs", "copies and launches in flight borrow memory until they were waited for"),
     ("place/cuda/download.rs", "memory in flight"),
     ("place/cuda/driver.rs", "the driver is called through C"),
@@ -70,7 +71,7 @@ const UNSAFE_ALLOWED: &[(&str, &str)] = &[
     ("tree/save/gather.rs", "parts of arrays are read on their devices"),
     ("tree/lend.rs", "memory that a caller, or a state, lends to a load"),
     ("tree/shard.rs", "a shard that is complete is read on its device"),
-    ("tree/warm.rs", "pieces of a unit are on their way to a device while the next are read"),
+    ("tree/warm.rs", "a unit is on its way to a device while the next is read"),
     ("tree/work.rs", "the shards of a load are shared by its workers"),
 ];
 

@@ -32,7 +32,7 @@ enum Owner {
     /// Somebody else.
     Foreign,
     /// The last of the buffers that are parts of this one.
-    Part(#[expect(dead_code, reason = "it is held, not used")] Arc<Buffer>),
+    Part(Arc<Buffer>),
 }
 
 // SAFETY: the memory is owned and plain bytes.
@@ -144,6 +144,14 @@ impl Buffer {
         Ok(lens.iter().zip(sizes).map(part).collect())
     }
 
+    /// The buffer that this is a part of, or itself.
+    pub(super) fn whole(&self) -> &Self {
+        match &self.owner {
+            Owner::Part(whole) => whole,
+            _ => self,
+        }
+    }
+
     /// Somebody else's memory.
     ///
     /// # Safety
@@ -176,19 +184,36 @@ impl Buffer {
 }
 
 /// Fresh pages from the system: zero without being touched, so that an untouched result costs nothing and a touched one is
-/// written once. Large pages are asked for, because 4 KiB faults cost more than the decoding that causes them.
+/// written once. Large pages are asked for, because 4 KiB faults cost more than the decoding that causes them, and because devices
+/// copy from large pages faster. Systems back whole aligned ones only, and place a mapping of an odd length anywhere: so a little
+/// more is mapped, and what lies in front of the first large page is given back.
 #[allow(unsafe_code)]
 fn map(len: usize) -> Option<Buffer> {
-    use rustix::mm::{Advice, MapFlags, ProtFlags, madvise, mmap_anonymous};
+    use rustix::mm::{Advice, MapFlags, ProtFlags, madvise, mmap_anonymous, munmap};
+    let slack = if len >= HUGE_PAGE_BYTES { HUGE_PAGE_BYTES } else { 0 };
+    let mapped = len.checked_next_multiple_of(ALIGN)?.checked_add(slack)?;
     // SAFETY: a new private mapping at an address of the kernel's choice touches no other memory.
-    let start = unsafe {
-        mmap_anonymous(std::ptr::null_mut(), len, ProtFlags::READ | ProtFlags::WRITE, MapFlags::PRIVATE).ok()?
+    let first = unsafe {
+        mmap_anonymous(std::ptr::null_mut(), mapped, ProtFlags::READ | ProtFlags::WRITE, MapFlags::PRIVATE).ok()?
     };
-    if len >= HUGE_PAGE_BYTES {
-        // SAFETY: exactly the new mapping; the advice changes no contents. A kernel without large pages refuses it, and the
-        // memory works all the same.
-        let _ = unsafe { madvise(start, len, Advice::LinuxHugepage) };
+    if slack == 0 {
+        return Some(Buffer::new(NonNull::new(first.cast())?, len, Owner::Mapped));
     }
+    let front = first.addr().next_multiple_of(HUGE_PAGE_BYTES) - first.addr();
+    let kept = len.next_multiple_of(ALIGN);
+    // SAFETY: all three lie in the new mapping, at most `slack` behind its start, and the outer ones are used by nobody. The advice
+    // changes no contents; a kernel without large pages refuses it, and the memory works all the same. A part that is not given
+    // back is address space that is never touched.
+    let start = unsafe {
+        let (start, end) = (first.byte_add(front), first.byte_add(front + kept));
+        for (part, len) in [(first, front), (end, slack - front)] {
+            if len > 0 {
+                let _ = munmap(part, len);
+            }
+        }
+        let _ = madvise(start, kept, Advice::LinuxHugepage);
+        start
+    };
     Some(Buffer::new(NonNull::new(start.cast())?, len, Owner::Mapped))
 }
 
@@ -302,12 +327,10 @@ mod tests {
         assert_eq!(buffer.as_ptr() as usize % ALIGN, 0);
         buffer[9_999] = 1;
         let mut large = Buffer::zeroed(3 << 20).unwrap();
-        assert!(
-            large.iter().all(|byte| *byte == 0)
-                && (large.as_ptr() as usize).is_multiple_of(ALIGN)
-                && large.starts_zeroed()
-        );
+        assert!(large.iter().all(|byte| *byte == 0) && large.starts_zeroed());
         large.fill(7);
+        let odd: Vec<Buffer> = (0..9).map(|odd| Buffer::zeroed(HUGE_PAGE_BYTES + 4097 * odd).unwrap()).collect();
+        assert!(odd.iter().chain([&large]).all(|large| (large.as_ptr() as usize).is_multiple_of(HUGE_PAGE_BYTES)));
         let dir = tempfile::tempdir().unwrap();
         let mut scratch = Buffer::in_file(dir.path(), 5_000_001).unwrap();
         assert!(scratch.iter().all(|byte| *byte == 0) && std::fs::read_dir(dir.path()).unwrap().count() == 0);

@@ -21,7 +21,7 @@ pub trait Pinner: std::fmt::Debug + Send + Sync {
 }
 
 /// Keeps memory locked.
-pub type Pin = Box<dyn Any + Send + Sync>;
+pub type Pin = Arc<dyn Any + Send + Sync>;
 
 /// A pool of equal buffers, made when first needed and reused by every load of an engine.
 ///
@@ -43,7 +43,7 @@ struct State {
     pinner: Option<Arc<dyn Pinner>>,
 }
 
-/// The memory of a slot. The lock is dropped first.
+/// The memory of a slot. The lock, which may be that of several, is dropped first.
 #[derive(Debug)]
 struct Memory {
     pin: Option<Pin>,
@@ -68,18 +68,31 @@ impl Ring {
         self.slot_bytes
     }
 
-    /// From now on slots are locked, and so many exist.
+    /// From now on slots are locked, and so many exist. New ones are made and locked in one piece: nearly all of that is large pages,
+    /// which devices copy from faster, and one call locks it.
     ///
     /// # Errors
     /// No memory, or memory that cannot be locked.
     pub fn pin(self: &Arc<Self>, pinner: Arc<dyn Pinner>, count: usize) -> Result<()> {
-        let missing = {
+        let (free, missing) = {
             let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
-            state.pinner.get_or_insert(pinner);
-            count.saturating_sub(state.made - state.free.len())
+            state.pinner.get_or_insert_with(|| Arc::clone(&pinner));
+            (state.free.len(), count.saturating_sub(state.made))
         };
         // Slots that are out are locked when they are taken the next time.
-        (0..missing).map(|_| self.slot()).collect::<Result<Vec<_>>>().map(drop)
+        let locked: Vec<Slot> = (0..free).map(|_| self.slot()).collect::<Result<_>>()?;
+        let parts = Buffer::zeroed_parts(&vec![self.slot_bytes; missing])?;
+        if let Some(first) = parts.first() {
+            #[allow(unsafe_code)]
+            // SAFETY: every part keeps the whole, and lies beside the lock, which is dropped first.
+            let pin = unsafe { pinner.pin(first.whole()) }?;
+            let made = parts.into_iter().map(|buffer| Memory { pin: Some(Arc::clone(&pin)), buffer });
+            let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+            state.made += missing;
+            state.free.extend(made);
+        }
+        drop(locked);
+        Ok(())
     }
 
     /// A free slot, or a new one. How many may be out is the [`Budget`](super::Budget)'s business.

@@ -15,6 +15,16 @@ pub(crate) enum Gpu {}
 #[derive(Debug)]
 pub(crate) struct Delivery<'g>(&'g Gpu);
 
+/// See `cuda/crossing.rs`.
+#[derive(Debug)]
+pub(crate) enum Crossing {}
+
+impl Crossing {
+    pub(crate) fn finish(self) -> Result<()> {
+        match self {}
+    }
+}
+
 /// See `cuda/measure.rs`.
 #[derive(Debug)]
 pub(crate) struct Gauge<'g>(&'g Gpu);
@@ -51,6 +61,10 @@ impl Gpu {
 
     pub(crate) unsafe fn start<'g>(&'g self, _: &[Parcel<'_>]) -> Result<Delivery<'g>> {
         match *self {}
+    }
+
+    pub(crate) unsafe fn send(self: &Arc<Self>, _: &[u8], _: Span) -> Result<Crossing> {
+        match **self {}
     }
 
     pub(crate) unsafe fn copy_from(&self, _: Span, _: Span, _: &Self) -> Result<()> {
@@ -106,10 +120,6 @@ fn not_built(ordinal: u32) -> Error {
 }
 
 impl Delivery<'_> {
-    pub(crate) unsafe fn more(&mut self, _: &Parcel<'_>) -> Result<()> {
-        match *self.0 {}
-    }
-
     pub(crate) fn finish(self) -> Result<Delivered> {
         match *self.0 {}
     }

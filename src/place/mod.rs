@@ -31,9 +31,9 @@ mod probe;
 mod room;
 
 #[cfg(not(feature = "cuda"))]
-pub(crate) use absent::{Delivery, Gauge, Gpu, Staging};
+pub(crate) use absent::{Crossing, Delivery, Gauge, Gpu, Staging};
 #[cfg(feature = "cuda")]
-pub(crate) use cuda::{Delivery, Gauge, Gpu, Staging};
+pub(crate) use cuda::{Crossing, Delivery, Gauge, Gpu, Staging};
 pub(crate) use device::Download;
 pub use device::{DeviceEvent, DeviceMemory, DeviceSlice};
 pub use host::{Element, HostDestination};

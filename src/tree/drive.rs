@@ -57,6 +57,8 @@ pub(super) fn run(
         Err(error) => drive.error.put(0, error),
     }
     drive.run();
+    // A load that ended early may have left something on its way.
+    work.landing.bus.clear();
     let result = match drive.error.take() {
         Some(error) => Err(error),
         None if work.is_complete() => work.state(&drive.counted()),
@@ -178,6 +180,10 @@ impl Drive<'_> {
                 return;
             }
             let blocked = self.admit();
+            if self.tasks == 0 && !self.work.landing.bus.is_empty() {
+                // No worker that sends something waits for it.
+                self.spawn_arrivals();
+            }
             if self.reads.is_empty() && self.tasks == 0 && self.streams.is_empty() {
                 if self.stopping() || self.next_batch == self.work.landing.plan.batches.len() {
                     return;
@@ -413,10 +419,16 @@ impl Drive<'_> {
     fn spawn_warm(&mut self, number: usize, file: Arc<OpenFile>, len: u64, credit: Credit) {
         let (landing, ring, error) = (Arc::clone(&self.work.landing), Arc::clone(self.ring), Arc::clone(&self.error));
         let root = Arc::clone(&self.work.root);
-        self.spawn(move || match land_warm(&landing, number, (&root, &file), &ring, &error) {
-            Some((leaves, busy)) => Done::Warm { leaves, len, busy },
-            None => Done::Cold { batch: number, file, credit },
+        self.spawn(move || match land_warm(&landing, number, (&root, &file), credit, &ring, &error) {
+            Ok((leaves, busy)) => Done::Warm { leaves, len, busy },
+            Err(credit) => Done::Cold { batch: number, file, credit },
         });
+    }
+
+    /// Has a worker wait for what is on its way to devices.
+    fn spawn_arrivals(&mut self) {
+        let (landing, error) = (Arc::clone(&self.work.landing), Arc::clone(&self.error));
+        self.spawn(move || Done::Batch { leaves: landing.all_arrived(&error) });
     }
 
     /// Moves a stream on: reads ahead, decodes what has arrived, ends it.

@@ -9,6 +9,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
+use super::bus::Bus;
 use super::carry::{Carrier, Place, Stored};
 use super::stream::Stream;
 use super::warm::{CRC_BYTES, DeviceRun};
@@ -47,6 +48,8 @@ pub(super) struct Landing {
     pub(super) decode: StageCount,
     pub(super) transform: StageCount,
     pub(super) copy: StageCount,
+    /// Units on their way to devices.
+    pub(super) bus: Bus,
     /// Stored bytes whose unit was read in part, or was not to be checked.
     pub(super) unverified: AtomicU64,
 }
@@ -103,6 +106,7 @@ impl Landing {
             decode: StageCount::default(),
             transform: StageCount::default(),
             copy: StageCount::default(),
+            bus: Bus::new(plan.limits.workers),
             unverified: AtomicU64::new(0),
             plan,
         }
@@ -290,8 +294,10 @@ impl Landing {
         }
         let placement = self.as_it_is(unit, array)?;
         let (gpu, target) = self.on_device(placement.shard as usize)?;
-        let convert = self.convert(array, placement);
-        Some(DeviceRun { gpu, target, shard: placement.shard, start: placement.start, convert, offset, body, has_sum })
+        let start = placement.start * array.dtype.size() as u64;
+        let pointer = target.pointer + start;
+        let target = Span { pointer, len: target.len.checked_sub(start)? };
+        Some(DeviceRun { gpu, target, offset, body, has_sum })
     }
 
     /// The memory of a shard into which a unit can be decoded as it is: same type, same order, nothing left out.

@@ -3,13 +3,14 @@
 //! ```text
 //!   Checkpoint::open ──► Target (rules) ──► Plan ──► Engine::load ──► Job ──► State
 //!     catalog.rs           target.rs     plan::build   work.rs, drive.rs,    job.rs  state.rs
-//!                                                      land.rs, carry.rs, devices.rs
+//!                                                      land.rs, carry.rs, bus.rs, devices.rs
 //! ```
 //!
 //! This folder and `cli` drive I/O; everything before it is told what the bytes are.
 
 mod api;
 pub mod bench;
+mod bus;
 mod carry;
 mod catalog;
 mod check;

@@ -62,18 +62,6 @@ impl<'g> Delivery<'g> {
         Ok(std::mem::take(&mut self.done))
     }
 
-    /// Gives another parcel to the streams.
-    ///
-    /// # Errors
-    /// A driver that refuses.
-    ///
-    /// # Safety
-    /// As of [`Gpu::start`], for this parcel.
-    pub(crate) unsafe fn more(&mut self, parcel: &Parcel<'_>) -> Result<()> {
-        self.add(std::slice::from_ref(parcel))?;
-        self.launch().map_err(|error| self.gpu.failed(error))
-    }
-
     /// Gives parcels to the streams.
     pub(super) fn add(&mut self, parcels: &[Parcel<'_>]) -> Result<()> {
         let small = |carried: &Carried| carried.route == Route::Direct && target_bytes(&carried.op) < GATHER_COPY_BYTES;

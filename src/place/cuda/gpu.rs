@@ -29,6 +29,8 @@ pub(crate) struct Gpu {
     pub(super) staging: Staging,
     /// Lanes that no worker uses.
     lanes: Mutex<Vec<Lane>>,
+    /// Events that no crossing uses.
+    pub(super) events: Mutex<Vec<Event>>,
     /// Memory of the device that lanes hold, in bytes.
     pub(super) lane_bytes: Arc<AtomicU64>,
     /// Locked host memory that lanes hold, in bytes.
@@ -62,7 +64,7 @@ impl Gpu {
         let (module, functions, copies, kernels) = start()
             .map_err(|error: super::driver::DriverError| error.on(ordinal, "the CUDA device cannot be started"))?;
         let functions = functions.try_into().map_err(|_| Error::bug("a kernel is missing"))?;
-        let (lanes, lane_bytes, locked_bytes) = Default::default();
+        let (lanes, events, lane_bytes, locked_bytes) = Default::default();
         let downloader = Arc::new(Downloader::new(Arc::clone(&context)));
         Ok(Arc::new(Self {
             context,
@@ -73,6 +75,7 @@ impl Gpu {
             downloader,
             staging,
             lanes,
+            events,
             lane_bytes,
             locked_bytes,
         }))
@@ -257,6 +260,6 @@ impl Pinner for Locker {
                 .expected(format_args!("{} bytes", buffer.len()))
                 .hint("a smaller `--memory` locks less; the limit on locked memory may be low (`touchdown doctor`)")
         })?;
-        Ok(Box::new(registration))
+        Ok(Arc::new(registration))
     }
 }

@@ -13,7 +13,7 @@ use std::process::Command;
 const SOURCES: [&str; 4] = ["place.cu", "convert.cuh", "descriptor.cuh", "platform.cuh"];
 
 /// Devices whose code is made in advance, as 10 * major + minor: A100, H100, B200.
-const ARCHITECTURES: [u32; 3] = [80, 90, 100];
+pub(crate) const ARCHITECTURES: [u32; 3] = [80, 90, 100];
 
 fn main() -> Result<(), String> {
     println!("cargo::rerun-if-changed=build.rs");
@@ -72,7 +72,8 @@ fn write_cubins(out: &Path) -> Result<(), String> {
     fs::write(out.join("cubins.rs"), text).map_err(|e| format!("{}: {e}", out.display()))
 }
 
-fn compile(nvcc: &Path, architecture: u32, cubin: &Path) -> Result<(), String> {
+/// Translates the kernels for devices of an architecture.
+pub(crate) fn compile(nvcc: &Path, architecture: u32, cubin: &Path) -> Result<(), String> {
     let output = Command::new(nvcc)
         .args(["-cubin", "-O3", "-std=c++14", &format!("-arch=sm_{architecture}"), "-o"])
         .arg(cubin)

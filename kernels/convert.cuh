@@ -164,18 +164,21 @@ DEVICE u32 encode_narrow(u32 bits, Format format, bool* lossy) {
     const u32 bounded = magnitude < beyond ? magnitude : beyond;
     const u32 smallest_normal = (128 - bias) << 23;
     const u32 exponent = bounded & F32_INFINITY;
-    const u32 step = (exponent > smallest_normal ? exponent : smallest_normal) + ((23 - kept) << 23);
-    const u32 rounded = subtract(add(bounded, step), step);
+    const u32 first = exponent > smallest_normal ? exponent : smallest_normal;  // the power of two that rounding goes by
+    const u32 places = (127 + 23 - kept) << 23;
+    const u32 rounded = multiply_add(first, places ^ 1u << 31, multiply_add(first, places, bounded));
     u32 code = multiply(rounded, bias << 23) >> (23 - kept);
     const u32 vanishing = (127 - bias - kept) << 23;  // half of the smallest value: it and what is smaller become zero
     *lossy |= (code > max && magnitude < F32_INFINITY) || magnitude - 1 < vanishing;
-    code = code > max ? overflow : code;
-    if (magnitude > F32_INFINITY) {
+    // What is larger than the largest code is the one that says so, or that code itself.
+    code = code < overflow ? code : overflow;
+    if (nan != overflow && magnitude > F32_INFINITY) {
         code = nan;
     }
     *lossy |= format.specials == FINITE && magnitude >= F32_INFINITY;
     const bool signless = format.specials == FNUZ && (code == 0 || code == sign);
-    return bits >> 31 && !signless ? code ^ sign : code;
+    const u32 sign_of = bits >> (31 - format.exponent_bits - kept) & sign;
+    return signless ? code : code ^ sign_of;
 }
 
 // f64 bits to f32 bits. A NaN keeps the high bits of its payload and becomes quiet.
@@ -241,7 +244,8 @@ DEVICE u32 decode_float(u32 code, Format format) {
     }
     const u32 special = format.specials == IEEE ? sign - (1u << kept) : format.specials == FN ? sign - 1 : sign;
     const u32 from = (special << (23 - kept)) + (static_cast<u32>(127 - format.bias) << 23);
-    return is_as_large(value, from) ? moved | F32_INFINITY : value;
+    // Of a normal value the multiplication has left the mantissa as it was.
+    return is_as_large(value, from) ? value | F32_INFINITY : value;
 }
 
 // The value of a real element in memory form.

@@ -301,13 +301,25 @@ KERNEL touchdown_cast(const Descriptor* table, const u64* first_tile, u32 boxes,
         const u64 local = tile - first_tile[number];
         const u32 pair = static_cast<u32>(box.from) << 8 | box.to;
         turn_to(&count, number, table, boxes, tallies);
+        const u64 first = local * CAST_STEPS * THREADS + thread_index();
+        const u64 units = box.count;
+        const u32 source_step = THREADS * box.source_unit;
+        const u32 target_step = THREADS * box.target_unit;
+        const u32 rank = box.rank;
+        Position at = {0, 0};
         ROLLED
         for (u32 step = 0; step < CAST_STEPS; step++) {
-            const u64 index = (local * CAST_STEPS + step) * THREADS + thread_index();
-            if (index >= box.count) {
+            const u64 index = first + step * THREADS;
+            if (index >= units) {
                 break;
             }
-            const Position at = position(box, index, box.rank);
+            if (step == 0 || rank > 1) {
+                at = position(box, index, rank);
+            } else {
+                // The vectors of a run are neighbours.
+                at.source += source_step;
+                at.target += target_step;
+            }
             switch (pair) {
                 case FLOAT32 << 8 | BFLOAT16: count.lossy += cast_vector<FLOAT32, BFLOAT16>(at); break;
                 case BFLOAT16 << 8 | FLOAT32: count.lossy += cast_vector<BFLOAT16, FLOAT32>(at); break;

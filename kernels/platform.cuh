@@ -37,8 +37,9 @@ DEVICE u64 block_count() { return gridDim.x; }
 DEVICE u32 leading_zeros(u64 value) { return static_cast<u32>(__clzll(static_cast<i64>(value))); }
 
 // Single steps of IEEE 754 arithmetic on f32 bits, ties to even, subnormals kept: nothing is contracted or flushed.
-DEVICE u32 add(u32 a, u32 b) { return __float_as_uint(__fadd_rn(__uint_as_float(a), __uint_as_float(b))); }
-DEVICE u32 subtract(u32 a, u32 b) { return __float_as_uint(__fsub_rn(__uint_as_float(a), __uint_as_float(b))); }
+DEVICE u32 multiply_add(u32 a, u32 b, u32 c) {
+    return __float_as_uint(__fmaf_rn(__uint_as_float(a), __uint_as_float(b), __uint_as_float(c)));
+}
 DEVICE u32 multiply(u32 a, u32 b) { return __float_as_uint(__fmul_rn(__uint_as_float(a), __uint_as_float(b))); }
 // Whether a magnitude is at least another; none is NaN.
 DEVICE bool is_as_large(u32 a, u32 b) { return fabsf(__uint_as_float(a)) >= __uint_as_float(b); }
@@ -86,8 +87,7 @@ DEVICE u32 bits_of(float value) {
     __builtin_memcpy(&bits, &value, sizeof bits);
     return bits;
 }
-DEVICE u32 add(u32 a, u32 b) { return bits_of(single(a) + single(b)); }
-DEVICE u32 subtract(u32 a, u32 b) { return bits_of(single(a) - single(b)); }
+DEVICE u32 multiply_add(u32 a, u32 b, u32 c) { return bits_of(__builtin_fmaf(single(a), single(b), single(c))); }
 DEVICE u32 multiply(u32 a, u32 b) { return bits_of(single(a) * single(b)); }
 DEVICE bool is_as_large(u32 a, u32 b) { return __builtin_fabsf(single(a)) >= single(b); }
 DEVICE bool is_nan(u32 a) { return single(a) != single(a); }

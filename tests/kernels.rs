@@ -1,5 +1,6 @@
 //! The device's kernels, compiled for the host, against the processor's executor, which defines the answer; and the committed
-//! PTX against its sources. No device is needed: `tests/kernels/shim.cpp` runs a launch as a loop over blocks and threads.
+//! PTX and the code that is made in advance against their sources. No device is needed: `tests/kernels/shim.cpp` runs a launch as
+//! a loop over blocks and threads.
 
 #![allow(
     unsafe_code,
@@ -11,6 +12,9 @@
     reason = "tests fail by panicking and say what they compared; the kernels are called through C"
 )]
 
+#[path = "../build.rs"]
+#[allow(dead_code, reason = "the rest is for cargo")]
+mod build;
 #[path = "kernels/specimens.rs"]
 mod specimens;
 mod support;
@@ -449,4 +453,27 @@ fn the_committed_ptx_is_what_the_sources_compile_to() {
         assert!(PTX.contains(&format!(".visible .entry {}(", kernel.name())), "{kernel:?}");
     }
     fs::remove_dir_all(out.parent().unwrap_or(Path::new(""))).expect("the folder can be removed");
+}
+
+/// What a build does that finds nvcc, which machines without a toolkit have from PyPI here.
+#[test]
+fn kernels_are_translated_in_advance_where_nvcc_is_found() {
+    let Some(python) = compiler_python("kernels_are_translated_in_advance_where_nvcc_is_found") else { return };
+    let lines =
+        "import pathlib, sysconfig; print(pathlib.Path(sysconfig.get_paths()['purelib'], 'nvidia/cu13/bin/nvcc'))";
+    let run = Command::new(&python).args(["-c", lines]).output().expect("Python runs");
+    let nvcc = String::from_utf8(run.stdout).expect("a path");
+    let folder = scratch("cubins");
+    for architecture in build::ARCHITECTURES {
+        let cubin = folder.join(format!("{architecture}.cubin"));
+        build::compile(Path::new(nvcc.trim()), architecture, &cubin).unwrap_or_else(|reason| panic!("{reason}"));
+        let bytes = fs::read(&cubin).expect("it was written");
+        // An ELF file for EM_CUDA.
+        assert!(bytes.starts_with(b"\x7fELF") && bytes[18..20] == [190, 0], "sm_{architecture}");
+        for kernel in Kernel::ALL {
+            let entry = format!(".text.{}\0", kernel.name());
+            assert!(bytes.windows(entry.len()).any(|window| window == entry.as_bytes()), "{architecture}: {kernel:?}");
+        }
+    }
+    fs::remove_dir_all(folder).expect("the folder can be removed");
 }

@@ -116,6 +116,13 @@ pub const HUFFMAN_BLOCK_BYTES_MIN: usize = 16 << 10;
 /// are decoded faster.
 pub const HUFFMAN_LITERALS_PER_SEQUENCE_MIN: usize = 32;
 
+/// From how many decoded bytes on a zstd frame is decoded by several threads: smaller frames are many, so that each thread has
+/// one of its own.
+pub const HUFFMAN_SHARED_BYTES_MIN: usize = 8 << 20;
+
+/// Most sequences of a zstd frame that is decoded by several threads, which keep all of them, 12 bytes each.
+pub const HUFFMAN_SHARED_SEQUENCES_MAX: usize = 1 << 17;
+
 /// Largest zstd window that a load under any budget decodes with: what levels up to 19 ask for.
 pub const ZSTD_WINDOW_BYTES_MIN: u64 = 8 << 20;
 
@@ -281,6 +288,9 @@ pub const DEVICE_SLAB_SHARD_BYTES_MAX: u64 = 16 << 20;
 
 /// Tasks queued for each worker before the driver waits: enough that none runs dry.
 pub const TASKS_PER_WORKER: usize = 8;
+
+/// Units larger than a slot are read as a whole if the budget holds as many of them, or one for each worker.
+pub const WHOLE_UNITS_MIN: u64 = 4;
 
 /// Files kept open at once by a load.
 pub const LOAD_OPEN_FILES_MAX: usize = 16;

@@ -135,7 +135,7 @@ fn problems_come_together_with_the_nearest_names() {
     let target = checkpoint.target().skip(["opt_stat/**"]).cast([("params/layer_0/kernle", DType::Float16)]);
     let error = target.shape([("params/embed", vec![300, 64])]).check().unwrap_err();
     assert_eq!(error.list().len(), 4, "{error}");
-    for (line, text) in error.list().iter().zip(["opt_stat", "params/layer_0/kernel", "1 leaves", "params/embed"]) {
+    for (line, text) in error.list().iter().zip(["opt_stat", "params/layer_0/kernel", "1 leaf", "params/embed"]) {
         assert!(line.contains(text), "{line}");
     }
     let mesh = Mesh::line(Device::cpus(2)).unwrap();

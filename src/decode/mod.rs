@@ -218,6 +218,12 @@ pub fn decoder(
     Ok(Box::new(pipe::Exact::new(stages, encoded_len, decoded_len)))
 }
 
+/// What [`decode_all`] holds in memory at most, beside what is stored and what it writes, if it decodes values of this chain
+/// faster than a [`Decoder`] does.
+pub fn whole_working_bytes(chain: &[ByteCodec]) -> Option<u64> {
+    matches!(chain, [ByteCodec::Zstd] | [ByteCodec::Zstd, ByteCodec::Crc32c]).then_some(zstd::WHOLE_BYTES)
+}
+
 /// What a decoder of such a value holds in memory, as an upper bound in bytes.
 ///
 /// Codecs that this build lacks cost as if it had them. [`decode_all`] never holds more.

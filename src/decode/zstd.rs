@@ -10,7 +10,7 @@ use zstd::zstd_safe::{self, DCtx, DParameter, InBuffer, OutBuffer};
 #[cfg(any(test, target_arch = "x86_64"))]
 use super::huff;
 use super::{DecodeError, DecodedLen, Decoder, Step, ZSTD_WINDOW_MAX};
-use crate::limits::ZSTD_WINDOW_LOG_MAX;
+use crate::limits::{HUFFMAN_SHARED_SEQUENCES_MAX, ZSTD_WINDOW_LOG_MAX};
 
 /// Decodes one frame.
 pub(super) struct Zstd {
@@ -310,6 +310,10 @@ const BLOCK_BYTES_MAX: u64 = 128 << 10;
 
 /// libzstd 1.5: 96 KiB of tables and buffers, one block of input and two blocks behind the window.
 pub(super) const CONTEXT_BYTES: u64 = 640 << 10;
+
+/// The same beside what `huff` holds: sequences of a large frame, its blocks, and the buffers of a group in the hands of each
+/// thread.
+pub(super) const WHOLE_BYTES: u64 = CONTEXT_BYTES + 12 * HUFFMAN_SHARED_SEQUENCES_MAX as u64 + (2 << 20);
 
 /// `ZSTD_error_dstSize_tooSmall` as libzstd returns it.
 const DESTINATION_TOO_SMALL: usize = 0usize.wrapping_sub(70);

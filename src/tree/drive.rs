@@ -19,7 +19,8 @@ use super::warm::{land_batch, land_warm};
 use super::work::{self, Work};
 use crate::error::{Error, ErrorKind, Result};
 use crate::io::{Budget, Completion, Credit, OpenFile, ReadAt, Reader, Ring, Slot, Ticket, read_error, short_file};
-use crate::limits::{LOAD_OPEN_FILES_MAX, TASKS_PER_WORKER};
+use crate::limits::{LOAD_OPEN_FILES_MAX, TASKS_PER_WORKER, WHOLE_UNITS_MIN};
+use crate::plan::ReadRange;
 
 /// Does one load on the driver's thread. Stops early when `closing` is set.
 pub(super) fn run(
@@ -276,10 +277,11 @@ impl Drive<'_> {
                 self.spawn_batch(number, None);
                 continue;
             };
-            let Some(credit) = self.budget.take(plan.batch_bytes(batch)) else { return true };
+            let whole = self.whole_bytes(number);
+            let Some(credit) = self.budget.take(plan.batch_bytes(batch).max(whole.unwrap_or(0))) else { return true };
             self.next_batch += 1;
             tracing::debug!(batch = number, offset = read.offset, len = read.len, units = units.len(), "read");
-            if let Err(error) = self.start(number, read.file, read.offset, read.len, credit) {
+            if let Err(error) = self.start(number, read, whole.is_some(), credit) {
                 let first = &plan.units[batch.units.start as usize];
                 self.error.put(batch.units.start, located(error, plan, first));
             }
@@ -287,17 +289,36 @@ impl Drive<'_> {
         false
     }
 
-    fn start(&mut self, batch: usize, file: u32, offset: u64, len: u64, credit: Credit) -> Result<()> {
+    /// What a batch larger than a slot takes if it is read as a whole, where that is worth it and leaves memory for others: decoders of
+    /// whole values are faster, and share a large one among the workers.
+    fn whole_bytes(&self, number: usize) -> Option<u64> {
+        let landing = &self.work.landing;
+        let batch = &landing.plan.batches[number];
+        let is_large = batch.read.is_some_and(|read| read.len > self.work.limits.slot_bytes);
+        let whole = if is_large { landing.whole_bytes(batch.units.start)? } else { return None };
+        let share = self.budget.total() / WHOLE_UNITS_MIN.min(u64::from(self.work.limits.workers)).max(1);
+        (whole <= share.max(landing.plan.batch_bytes(batch))).then_some(whole)
+    }
+
+    fn start(&mut self, batch: usize, read: ReadRange, whole: bool, credit: Credit) -> Result<()> {
+        let ReadRange { file, offset, len } = read;
         let file = self.file(file)?;
-        let end = offset.checked_add(len).filter(|end| *end <= file.size());
-        let Some(end) = end else {
+        if offset.checked_add(len).is_none_or(|end| end > file.size()) {
             return Err(short_file(&self.work.root.shown(file.path()), offset, len, file.size()));
-        };
+        }
+        let fits = len <= self.work.limits.slot_bytes;
+        let is_warm = self.reader.leaves_warm_reads() && file.direct().is_none() && file.is_likely_warm();
+        if is_warm && (fits || whole) {
+            self.spawn_warm(batch, file, len, credit);
+            return Ok(());
+        }
+        self.read(batch, file, credit)
+    }
+
+    /// Has the reader read a batch, into a slot or segment by segment.
+    fn read(&mut self, batch: usize, file: Arc<OpenFile>, credit: Credit) -> Result<()> {
+        let Some(ReadRange { offset, len, .. }) = self.work.landing.plan.batches[batch].read else { return Ok(()) };
         if len <= self.work.limits.slot_bytes {
-            if self.reader.leaves_warm_reads() && file.direct().is_none() && file.is_likely_warm() {
-                self.spawn_warm(batch, file, len, credit);
-                return Ok(());
-            }
             let buffer = self.ring.slot()?;
             self.submit(Reading::Batch { batch, credit }, file, offset, len, buffer);
             return Ok(());
@@ -308,7 +329,7 @@ impl Drive<'_> {
             unit,
             file,
             next: offset,
-            end,
+            end: offset.saturating_add(len),
             ready: VecDeque::new(),
             reading: false,
             stream: Some(Box::new(stream)),
@@ -399,10 +420,11 @@ impl Drive<'_> {
 
     /// Has the reader read what a worker did not find in memory.
     fn read_cold(&mut self, batch: usize, file: Arc<OpenFile>, credit: Credit) {
-        let Some(range) = self.work.landing.plan.batches[batch].read.filter(|_| !self.stopping()) else { return };
-        match self.ring.slot() {
-            Ok(buffer) => self.submit(Reading::Batch { batch, credit }, file, range.offset, range.len, buffer),
-            Err(error) => self.error.put(u32::MAX, error),
+        if self.stopping() {
+            return;
+        }
+        if let Err(error) = self.read(batch, file, credit) {
+            self.error.put(u32::MAX, error);
         }
     }
 

@@ -257,6 +257,14 @@ impl Landing {
         Ok(stored.part(0, body.len()))
     }
 
+    /// The memory that it takes to have all stored bytes of a unit at hand and to decode them, if that is faster.
+    pub(super) fn whole_bytes(&self, position: u32) -> Option<u64> {
+        let unit = &self.plan.units[position as usize];
+        let array = &self.plan.arrays[unit.array as usize];
+        let working = decode::whole_working_bytes(&array.codecs)?;
+        self.direct(unit, array).and(unit.stored_bytes().checked_add(working))
+    }
+
     /// Where in its file a unit lies, and the memory of the shard that wants it just as it is stored there; `None` for other units.
     #[allow(clippy::mut_from_ref, reason = "see `direct`")]
     pub(super) fn as_stored(&self, position: u32) -> Option<(u64, &mut [u8])> {

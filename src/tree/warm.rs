@@ -10,7 +10,7 @@ use super::carry::{Carrier, Stored};
 use super::land::{FirstError, Landing, located, part_of_read, usize_of};
 use crate::decode::DecodeError;
 use crate::error::{Error, Result};
-use crate::io::{Credit, OpenFile, Ring, Root, Slot, read_error};
+use crate::io::{Buffer, Credit, OpenFile, Ring, Root, Slot, read_error};
 use crate::place::parcel::Span;
 use crate::place::{Crossing, Gpu};
 use crate::plan::{Source, Verify};
@@ -67,8 +67,14 @@ fn land(
         let read = source.read(target, offset)?;
         return if read { landing.landed_as_stored(first).map(Landed::Here) } else { Ok(Landed::Absent) };
     }
+    let len = usize_of(range.len)?;
+    if len > ring.slot_bytes() {
+        let mut room = Buffer::zeroed(len)?;
+        let read = source.read(&mut room, range.offset)?;
+        return Ok(if read { Landed::Here(land_batch(landing, number, &room, ring, errors)) } else { Landed::Absent });
+    }
     let mut slot = ring.slot()?;
-    let room = slot.get_mut(..usize_of(range.len)?).ok_or_else(|| Error::bug("a batch is larger than a slot"))?;
+    let room = slot.get_mut(..len).ok_or_else(|| Error::bug("a batch is larger than a slot"))?;
     if is_one && let Some(run) = landing.run_on_device(first) {
         return send_run(landing, &run, slot, source);
     }

@@ -3,7 +3,7 @@
 use std::cell::Cell;
 use std::collections::VecDeque;
 
-use super::blocks::Coded;
+use super::blocks::{Coded, Literals};
 use super::checksum::{self, Checksum, STRIPE};
 use super::sequences::Assembly;
 use super::tree::Table;
@@ -155,8 +155,18 @@ impl<'f> Lanes<'f> {
         Some(())
     }
 
-    /// Takes the literals of the next block, which decode to `out[at..]`, and decodes until one more block can be taken.
-    pub(super) fn put(&mut self, literals: Coded, at: usize, out: &mut [u8]) -> Option<()> {
+    /// Takes the literals of the next block, which go to `out[at..]`: writes them, or decodes until one more block can be taken.
+    pub(super) fn take(&mut self, literals: Literals<'_>, at: usize, out: &mut [u8]) -> Option<()> {
+        let len = literals.len();
+        match literals {
+            Literals::Raw { bytes } => out.get_mut(at..at + len)?.copy_from_slice(bytes),
+            Literals::Rle { byte, .. } => out.get_mut(at..at + len)?.fill(byte),
+            Literals::Huffman(coded) => self.put(coded, at, out)?,
+        }
+        Some(())
+    }
+
+    fn put(&mut self, literals: Coded, at: usize, out: &mut [u8]) -> Option<()> {
         let mut streams = literals.start;
         if literals.has_tree {
             streams += self.table.read(self.frame.get(literals.start..literals.end)?)?;

@@ -44,6 +44,7 @@
 //! | `tree` | the description of a Huffman tree to weights to a table |
 //! | `sequences` | what is repeated between the literals |
 //! | `lanes` | two blocks in flight, a chunk of rows at a time |
+//! | `groups` | a large frame by several threads |
 //! | `checksum` | XXH64 |
 //! | `kernel` | the loop, and the way out of the staging (x86-64) |
 //! | `twin` | the same in safe code that does one stream after the other: what the tests compare the kernel with |
@@ -60,6 +61,7 @@
 mod blocks;
 mod checksum;
 mod fse;
+mod groups;
 #[cfg(target_arch = "x86_64")]
 mod kernel;
 mod lanes;
@@ -70,9 +72,9 @@ mod twin;
 
 use blocks::{Block, Blocks, Literals};
 use lanes::{Kernel, Lanes};
-use sequences::Sequences;
+use sequences::{Assembly, Sequences};
 
-use crate::limits::HUFFMAN_BLOCK_BYTES_MIN;
+use crate::limits::{HUFFMAN_BLOCK_BYTES_MIN, HUFFMAN_SHARED_BYTES_MIN};
 
 /// A frame whose header was read and found acceptable.
 #[derive(Clone, Copy, Debug)]
@@ -86,47 +88,108 @@ pub(super) struct Frame<'a> {
     pub(super) has_checksum: bool,
 }
 
-/// Decodes a frame into the whole of `out`, on this thread, if this processor and the frame are of the kind that is
-/// decoded faster so. Returns `None` if not, and of damaged frames; `out` then holds unspecified bytes.
+/// Decodes a frame into the whole of `out`, if this processor and the frame are of the kind that is decoded faster so: on this
+/// thread, or a large frame with the help of others if this is a thread of a pool. Returns `None` if not, and of damaged frames;
+/// `out` then holds unspecified bytes.
 pub(super) fn decode(frame: Frame<'_>, out: &mut [u8]) -> Option<()> {
-    decode_with(Kernel::detect()?, HUFFMAN_BLOCK_BYTES_MIN, frame, out)
+    let has_help = rayon::current_thread_index().is_some() && rayon::current_num_threads() > 1;
+    let group_bytes = if has_help && out.len() >= HUFFMAN_SHARED_BYTES_MIN { GROUP_BYTES } else { usize::MAX };
+    decode_with(Kernel::detect()?, HUFFMAN_BLOCK_BYTES_MIN, group_bytes, frame, out)
 }
 
-/// The same with a kernel, for frames whose Huffman-coded blocks have at least so many bytes on average.
-fn decode_with(kernel: Kernel, block_bytes_min: usize, frame: Frame<'_>, out: &mut [u8]) -> Option<()> {
+/// The same with a kernel, for frames whose Huffman-coded blocks have at least so many bytes on average, in groups of blocks of at
+/// least so many bytes.
+fn decode_with(
+    kernel: Kernel,
+    block_bytes_min: usize,
+    group_bytes: usize,
+    frame: Frame<'_>,
+    out: &mut [u8],
+) -> Option<()> {
     let end = Blocks::new(frame).survey(out.len(), block_bytes_min)?;
     let stored_checksum = match frame.bytes.get(end..)? {
         [] if !frame.has_checksum => None,
         stored if frame.has_checksum => Some(u32::from_le_bytes(stored.try_into().ok()?)),
         _ => return None,
     };
-    let mut written = 0;
+    let found = match out.len() > group_bytes {
+        true => groups::decode(kernel, group_bytes, frame, out)?,
+        false => in_order(kernel, frame, out)?,
+    };
+    (found == stored_checksum).then_some(())
+}
+
+/// Decodes block after block; the checksum of the output, if the frame has one.
+fn in_order(kernel: Kernel, frame: Frame<'_>, out: &mut [u8]) -> Option<Option<u32>> {
     let mut lanes = Lanes::new(kernel, frame.bytes, frame.has_checksum);
-    let mut sequences = Sequences::new();
-    for block in Blocks::new(frame) {
-        let Block { literals, sequence_count, sequences: section } = block?;
-        let start = written;
-        let assembly = match sequence_count {
-            0 => None,
-            count => Some(sequences.read(section, count, literals.len(), start)?),
-        };
-        // The literals of a block stand at its end, with room in front for what is repeated.
-        let at = assembly.as_ref().map_or(start, |assembly| assembly.literals);
-        written = at + literals.len();
-        if written > out.len() || written - start > frame.block_max {
-            return None;
-        }
+    for placed in Placing::new(frame, out.len()) {
+        let Placed { literals, at, assembly, .. } = placed?;
         if let Some(assembly) = assembly {
             lanes.expect(assembly, out)?;
         }
-        match literals {
-            Literals::Raw { bytes } => out.get_mut(at..written)?.copy_from_slice(bytes),
-            Literals::Rle { byte, .. } => out.get_mut(at..written)?.fill(byte),
-            Literals::Huffman(coded) => lanes.put(coded, at, out)?,
-        }
+        lanes.take(literals, at, out)?;
     }
-    (written == out.len() && lanes.finish(out)? == stored_checksum).then_some(())
+    lanes.finish(out)
 }
+
+/// A block, and where in the output it belongs.
+struct Placed<'a> {
+    start: usize,
+    literals: Literals<'a>,
+    /// Where its literals are decoded to: its end, with room in front for what is repeated.
+    at: usize,
+    assembly: Option<Assembly>,
+}
+
+/// Where the blocks of a frame belong, in order; an item is `None`, and the last one, where a block is damaged or they do not make
+/// the output.
+struct Placing<'a> {
+    blocks: Blocks<'a>,
+    block_max: usize,
+    sequences: Sequences,
+    written: usize,
+    out_len: usize,
+    ended: bool,
+}
+
+impl<'a> Placing<'a> {
+    fn new(frame: Frame<'a>, out_len: usize) -> Self {
+        let (blocks, sequences) = (Blocks::new(frame), Sequences::new());
+        Self { blocks, block_max: frame.block_max, sequences, written: 0, out_len, ended: false }
+    }
+
+    fn place(&mut self, block: Block<'a>) -> Option<Placed<'a>> {
+        let Block { literals, sequence_count, sequences } = block;
+        let start = self.written;
+        let assembly = match sequence_count {
+            0 => None,
+            count => Some(self.sequences.read(sequences, count, literals.len(), start)?),
+        };
+        let at = assembly.as_ref().map_or(start, |assembly| assembly.literals);
+        self.written = at + literals.len();
+        let fits = self.written <= self.out_len && self.written - start <= self.block_max;
+        fits.then_some(Placed { start, literals, at, assembly })
+    }
+}
+
+impl<'a> Iterator for Placing<'a> {
+    type Item = Option<Placed<'a>>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        let block = match self.blocks.next() {
+            _ if self.ended => return None,
+            None if self.written == self.out_len => return None,
+            None | Some(None) => None,
+            Some(Some(block)) => Some(block),
+        };
+        let placed = block.and_then(|block| self.place(block));
+        self.ended = placed.is_none();
+        Some(placed)
+    }
+}
+
+/// Output of a group of blocks at least: what makes up for the tables and the buffer of its lanes.
+const GROUP_BYTES: usize = 1 << 20;
 
 #[cfg(test)]
 mod tests;

@@ -106,6 +106,11 @@ impl Sequences {
 }
 
 impl Assembly {
+    /// How many sequences it has.
+    pub(super) fn len(&self) -> usize {
+        self.sequences.len()
+    }
+
     /// Carries out the sequences in an output in which everything in front of the block and its literals are there.
     pub(super) fn run(self, out: &mut [u8]) -> Option<()> {
         let out = out.get_mut(..self.end)?;

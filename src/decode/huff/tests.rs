@@ -30,7 +30,12 @@ enum Verdict {
 fn compare(kernel: Kernel, encoded: &[u8], decoded_len: usize) -> Verdict {
     let Ok((header, frame)) = Header::of_whole(encoded, decoded_len as u64) else { return Verdict::Refused };
     let (mut own, mut reference) = (vec![0xaa; decoded_len], vec![0x55; decoded_len]);
-    let accepted = decode_with(kernel, 1, header.literals(frame), &mut own).is_some();
+    let accepted = decode_with(kernel, 1, usize::MAX, header.literals(frame), &mut own).is_some();
+    // The same in groups of one block or more.
+    let mut shared = vec![0x77; decoded_len];
+    let group_bytes = [1, 100_000, 300_000][encoded.len() % 3];
+    let in_groups = decode_with(kernel, 1, group_bytes, header.literals(frame), &mut shared).is_some();
+    assert!(in_groups == accepted && (!accepted || shared == own), "groups of {group_bytes} bytes are another matter");
     match (accepted, decompress(frame, &mut reference)) {
         (true, Ok(())) => {
             assert!(own == reference, "decoded to other bytes");
@@ -287,17 +292,17 @@ fn what_follows_a_frame_is_not_taken_for_it() {
         let encoded = encode_gpu(&bytes, checksum);
         let frame = frame_of(&encoded, bytes.len());
         let mut out = vec![0; bytes.len()];
-        assert_eq!(decode_with(Kernel::Twin, 1, frame, &mut out), Some(()));
+        assert_eq!(decode_with(Kernel::Twin, 1, usize::MAX, frame, &mut out), Some(()));
         assert!(out == bytes);
         for more in [&[0][..], &[0; 4], &encoded] {
             let followed = [&encoded, more].concat();
             let frame = Frame { bytes: &followed, ..frame };
-            assert_eq!(decode_with(Kernel::Twin, 1, frame, &mut out), None);
+            assert_eq!(decode_with(Kernel::Twin, 1, usize::MAX, frame, &mut out), None);
             assert_eq!(compare(Kernel::Twin, &followed, bytes.len()), Verdict::Same);
         }
         // Another length than that of the output is libzstd's business.
-        assert_eq!(decode_with(Kernel::Twin, 1, frame, &mut vec![0; bytes.len() + 1]), None);
-        assert_eq!(decode_with(Kernel::Twin, 1, frame, &mut vec![0; bytes.len() - 1]), None);
+        assert_eq!(decode_with(Kernel::Twin, 1, usize::MAX, frame, &mut vec![0; bytes.len() + 1]), None);
+        assert_eq!(decode_with(Kernel::Twin, 1, usize::MAX, frame, &mut vec![0; bytes.len() - 1]), None);
     }
 }
 
@@ -387,4 +392,23 @@ fn the_kernel_does_what_its_twin_does_and_stays_inside_the_frame() {
         decoded += count;
     }
     assert!(decoded > 1000, "{decoded}");
+}
+
+/// How a pool decodes what one thread decodes, and that it does so by itself.
+#[test]
+fn large_frames_are_decoded_by_several_threads() {
+    let pool = rayon::ThreadPoolBuilder::new().num_threads(3).build().unwrap();
+    for (kind, bytes) in kinds(9 << 20).into_iter().filter(|(kind, _)| ["bf16", "f32", "small integers"].contains(kind))
+    {
+        for level in [-1, 3] {
+            let encoded = encode(&[&bytes], level, level > 0, true);
+            let frame = frame_of(&encoded, bytes.len());
+            let mut out = vec![0; bytes.len()];
+            let here = decode(frame, &mut out);
+            assert!(here.is_none() || out == bytes, "{kind}, level {level}");
+            out.fill(1);
+            assert_eq!(pool.install(|| decode(frame, &mut out)), here, "{kind}, level {level}");
+            assert!(here.is_none() || out == bytes, "{kind}, level {level}, in groups");
+        }
+    }
 }

@@ -20,7 +20,7 @@ pub const PATH_BYTES_MAX: usize = 4096;
 pub const KEY_PATH_DEPTH_MAX: usize = 256;
 
 /// Most leaves of one tree. Real checkpoints reach 10^5.
-pub const LEAVES_MAX: usize = 4_000_000;
+pub const LEAVES_MAX: usize = 1 << 19;
 
 /// Largest metadata file that is read whole (`_METADATA`, `_sharding`, `_strings.json`, manifests, indexes).
 /// 100,000 leaves need about 30 MB of `_METADATA`.
@@ -30,7 +30,7 @@ pub const METADATA_FILE_BYTES_MAX: u64 = 1 << 30;
 pub const MSGPACK_FILE_BYTES_MAX: u64 = 16 << 30;
 
 /// Most values in one legacy msgpack file. A value takes at least one byte there and about 64 bytes decoded.
-pub const MSGPACK_NODES_MAX: usize = 16_000_000;
+pub const MSGPACK_NODES_MAX: usize = 1 << 20;
 
 /// Most directories listed to find out what a directory is. Step roots have thousands of steps; a home directory or a
 /// bare item of very old releases has more children than need be looked at.
@@ -80,9 +80,15 @@ pub const OCDBT_KEYS_MAX: usize = 64_000_000;
 /// Most nodes read in one scan: bounds a tree whose references meet again and again.
 pub const OCDBT_NODES_MAX: usize = 4_000_000;
 
-/// Most bytes that the nodes of one scan may have, as stored and as decoded, together. 64 million keys of 100 bytes
-/// fit; it bounds what a few compressed or repeated nodes can be blown up to.
+/// Most bytes that the nodes of one scan may have, as stored and as decoded, together. 64 million keys of 100 bytes fit.
 pub const OCDBT_TREE_BYTES_MAX: u64 = 8 << 30;
+
+/// Of that, what is allowed for each byte that the nodes really have: it bounds what a few compressed or repeated nodes can be
+/// blown up to.
+pub const OCDBT_TREE_GROWTH_MAX: u64 = 64;
+
+/// And what is allowed without any.
+pub const OCDBT_TREE_BYTES_FREE: u64 = 64 << 20;
 
 /// Largest `zarr.json` or `.zarray`.
 pub const ZARR_JSON_BYTES_MAX: u64 = 1 << 20;

@@ -14,7 +14,7 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::os::unix::fs::symlink;
 use std::path::Path;
-use std::process::Command;
+use std::process::{Command, Stdio};
 
 use serde_json::Value;
 use support::ask::{object, ok, parsed, paths, refused, text};
@@ -111,5 +111,98 @@ fn names_forge_no_lines_and_drive_no_terminal() {
     let begins = |start: &str| run.stderr.lines().filter(|line| line.starts_with(start)).count();
     assert_eq!((run.code, begins("error:"), begins("hint:")), (Some(3), 1, 1), "{}", run.stderr);
     assert!(!controls(&run.stderr) && run.stderr.contains("forged"), "{}", run.stderr);
+    fs::remove_dir_all(&folder).unwrap();
+}
+
+/// Each takes bytes that cost next to nothing; before, each cost a hang, gigabytes or a panic.
+#[test]
+fn small_files_cost_little() {
+    let folder = scratch("cli-small-files");
+    // Links that lead back, below an array of many dimensions.
+    let array = folder.join("links/a");
+    fs::create_dir_all(&array).unwrap();
+    let ones = vec!["1"; 31].join(",");
+    let meta = format!(
+        r#"{{"zarr_format":3,"node_type":"array","shape":[{ones}],"data_type":"uint8","chunk_grid":{{"name":"regular","configuration":{{"chunk_shape":[{ones}]}}}},"chunk_key_encoding":{{"name":"default"}},"fill_value":0,"codecs":[{{"name":"bytes"}}]}}"#
+    );
+    fs::write(array.join("zarr.json"), meta).unwrap();
+    symlink(".", array.join("l0")).unwrap();
+    symlink(".", array.join("l1")).unwrap();
+    let run = touchdown(["verify", &text(&folder.join("links"))]);
+    assert!(matches!(run.code, Some(0 | 1 | 3)), "{:?}: {}", run.code, run.stderr);
+    // Names as long as a format's width, and with control characters.
+    let names = ["n".repeat(1 << 16), "\u{1b}[31mred\nforged".to_owned()];
+    let entry = |(number, name): (usize, &String)| {
+        let offsets = [number * 4, number * 4 + 4];
+        (name.clone(), serde_json::json!({"dtype": "F32", "shape": [1], "data_offsets": offsets}))
+    };
+    let header = Value::Object(names.iter().enumerate().map(entry).collect()).to_string().into_bytes();
+    let file = folder.join("names.safetensors");
+    let bytes = [&(header.len() as u64).to_le_bytes()[..], &header, &[0; 8]].concat();
+    fs::write(&file, bytes).unwrap();
+    let run = touchdown(["plan", &text(&file)]);
+    assert_eq!(run.code, Some(0), "{}", run.stderr);
+    let said = &run.stdout;
+    assert!(!said.contains('\u{1b}') && !said.lines().any(|line| line.starts_with("forged")));
+    // Pieces of an array, one byte each.
+    let piece = |number: usize| {
+        let name = number.to_string();
+        let key = [&[0xa0 | name.len() as u8][..], name.as_bytes()].concat();
+        [key, vec![0xc7, 9, 1, 0x93, 0x91, 1, 0xa5, b'u', b'i', b'n', b't', b'8'], vec![0xc4, 1, 7]].concat()
+    };
+    // The length of the extension counts what follows its type.
+    let mut pieces: Vec<u8> = vec![0xdf, 0, 1, 0, 0];
+    for number in 0..1 << 16 {
+        let mut one = piece(number);
+        let at = one.iter().position(|byte| *byte == 0xc7).unwrap();
+        one[at + 1] = u8::try_from(one.len() - at - 3).unwrap();
+        pieces.extend(one);
+    }
+    let string = |text: &str| [&[0xd9, text.len() as u8][..], text.as_bytes()].concat();
+    let mut file = vec![0x81, 0xa1, b'a', 0x83];
+    file.extend([string("__msgpack_chunked_array__"), vec![0xc3], string("shape"), vec![0x81, 0xa1, b'0']].concat());
+    file.extend([&[0xce][..], &(1u32 << 16).to_be_bytes(), &string("chunks"), &pieces].concat());
+    let path = folder.join("msgpack");
+    fs::create_dir_all(&path).unwrap();
+    fs::write(path.join("checkpoint"), file).unwrap();
+    let run = touchdown(["ls", &text(&path)]);
+    assert_eq!(run.code, Some(0), "{}", run.stderr);
+    fs::remove_dir_all(&folder).unwrap();
+}
+
+/// The answer is no, whether or not somebody reads why.
+#[test]
+fn a_closed_pipe_is_no_good_news() {
+    let folder = scratch("cli-closed-pipe");
+    let path = folder.join("c");
+    save(&path, &NAMES[2..3], SaveOptions { ocdbt: false, ..SaveOptions::default() });
+    fs::remove_file(path.join("state/intact/zarr.json")).unwrap();
+    let mut verifying = Command::new(env!("CARGO_BIN_EXE_touchdown"))
+        .args(["verify", &text(&path), "--deep"])
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    drop(verifying.stdout.take());
+    assert_eq!(verifying.wait().unwrap().code(), Some(1));
+    fs::remove_dir_all(&folder).unwrap();
+}
+
+/// A file that may not grow is an error of the write, not the end of the program.
+#[test]
+fn a_limit_on_files_is_an_error_and_leaves_nothing() {
+    let folder = scratch("cli-file-limit");
+    let (path, out) = (folder.join("c"), folder.join("out"));
+    save(&path, &NAMES, SaveOptions::default());
+    let verbs = [
+        format!("load {} --dump {}", text(&path), text(&out)),
+        format!("convert {} {} --to safetensors", text(&path), text(&out)),
+    ];
+    for verb in verbs {
+        let script = format!("ulimit -f 1; exec {} {verb}", env!("CARGO_BIN_EXE_touchdown"));
+        let run = Command::new("bash").args(["-c", &script]).output().unwrap();
+        let said = String::from_utf8_lossy(&run.stderr);
+        assert!(run.status.code() == Some(4) && said.contains("error:"), "{verb}: {:?}: {said}", run.status);
+        assert!(!out.exists() || fs::read_dir(&out).unwrap().count() == 0, "{verb}");
+    }
     fs::remove_dir_all(&folder).unwrap();
 }

@@ -14,7 +14,7 @@ use super::options::{EngineArgs, SourceArgs};
 use super::signals::Signals;
 use super::target::DivisionArgs;
 use super::{output, rules};
-use crate::error::{Error, Result};
+use crate::error::{Error, ErrorKind, Result};
 use crate::limits::{ZSTD_LEVEL_MAX, ZSTD_LEVEL_MIN};
 use crate::plan::explain::human_bytes;
 use crate::tree::Target;
@@ -199,7 +199,10 @@ fn work(
     let result = std::thread::scope(|scope| {
         let to = &args.destination;
         // The other end waits for it.
-        scope.spawn(move || drop(say.send(convert(target, to, options))));
+        let converting = move || drop(say.send(convert(target, to, options)));
+        std::thread::Builder::new()
+            .spawn_scoped(scope, converting)
+            .map_err(|error| Error::new(ErrorKind::Io, "no thread can be started to convert on").caused_by(error))?;
         loop {
             match said.recv_timeout(LOOK_EVERY) {
                 Ok(result) => return result,

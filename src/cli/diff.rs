@@ -8,7 +8,8 @@ use serde_json::json;
 use super::exit;
 use super::options::{EngineArgs, SourceArgs, is_failed_by_files, settled};
 use super::output;
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, printable};
+use crate::keypath::KeyPath;
 use crate::tree::diff::{Difference, diff};
 
 pub(super) const EXAMPLE: &str =
@@ -53,8 +54,8 @@ pub(super) fn run(args: &Args, quiet: bool) -> Result<ExitCode> {
     let both = || diff(&source(&args.a, of_a)?, &source(&args.b, of_b)?, &engine);
     let found = settled(&args.a, is_failed_by_files, || settled(&args.b, is_failed_by_files, &both))?;
     let same = found.only_a.is_empty() && found.only_b.is_empty() && found.different.is_empty();
-    if args.json {
-        let paths = |paths: &[crate::keypath::KeyPath]| paths.iter().map(ToString::to_string).collect::<Vec<_>>();
+    let said = if args.json {
+        let paths = |paths: &[KeyPath]| paths.iter().map(ToString::to_string).collect::<Vec<_>>();
         let different = |difference: &Difference| {
             json!({
                 "path": difference.path.to_string(), "what": difference.what, "a": difference.a, "b": difference.b,
@@ -65,16 +66,18 @@ pub(super) fn run(args: &Args, quiet: bool) -> Result<ExitCode> {
             "schema": 1, "same": same, "equal": found.equal,
             "only_a": paths(&found.only_a), "only_b": paths(&found.only_b),
             "different": found.different.iter().map(different).collect::<Vec<_>>(),
-        }))?;
+        }))
     } else {
         let mut text = String::new();
-        found.only_a.iter().for_each(|path| text += &format!("only in the first: {path}\n"));
-        found.only_b.iter().for_each(|path| text += &format!("only in the second: {path}\n"));
+        let shown = |path: &KeyPath| printable(&path.to_string()).into_owned();
+        found.only_a.iter().for_each(|path| text += &format!("only in the first: {}\n", shown(path)));
+        found.only_b.iter().for_each(|path| text += &format!("only in the second: {}\n", shown(path)));
         for difference in &found.different {
-            text += &format!("{}: {} {} | {}\n", difference.path, difference.what, difference.a, difference.b);
+            let Difference { path, what, a, b, .. } = difference;
+            text += &format!("{}: {what} {} | {}\n", shown(path), printable(a), printable(b));
         }
         text += &format!("{} leaves equal\n", found.equal);
-        output::text(&text)?;
-    }
-    Ok(if same { ExitCode::SUCCESS } else { ExitCode::from(exit::NO) })
+        output::text(&text)
+    };
+    if same { said.map(|()| ExitCode::SUCCESS) } else { exit::or_closed(said).map(|()| ExitCode::from(exit::NO)) }
 }

@@ -52,6 +52,11 @@ pub(super) fn colored(color: clap::ColorChoice) -> bool {
     }
 }
 
+/// What was said, or not because nobody reads it any more, which is no error.
+pub(super) fn or_closed(said: crate::error::Result<()>) -> crate::error::Result<()> {
+    said.or_else(|error| if is_broken_pipe(&error) { Ok(()) } else { Err(error) })
+}
+
 fn is_broken_pipe(error: &Error) -> bool {
     let source = std::error::Error::source(error);
     let io = source.and_then(|source| source.downcast_ref::<std::io::Error>());

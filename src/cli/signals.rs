@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
-use signal_hook::consts::{SIGINT, SIGTERM};
+use signal_hook::consts::{SIGINT, SIGTERM, SIGXFSZ};
 use signal_hook::flag;
 
 use crate::error::{Error, ErrorKind, Result};
@@ -23,12 +23,15 @@ impl Signals {
     /// The system takes no handlers.
     pub(super) fn install() -> Result<Self> {
         let signals = Self { at_once: Arc::new(AtomicBool::new(true)), code: Arc::default() };
+        let no_handlers = |error| Error::new(ErrorKind::Io, "cannot handle signals").caused_by(error);
+        // With a handler, of whatever kind, a file that grows beyond the limit is an error of the write.
+        flag::register(SIGXFSZ, Arc::default()).map_err(no_handlers)?;
         // Handlers run in this order, so the signal that finds the program holding on makes the next one end it.
         for (signal, code) in [(SIGINT, 130), (SIGTERM, 143)] {
             flag::register_conditional_shutdown(signal, code, Arc::clone(&signals.at_once))
                 .and_then(|_| flag::register(signal, Arc::clone(&signals.at_once)))
                 .and_then(|_| flag::register_usize(signal, Arc::clone(&signals.code), code as usize))
-                .map_err(|error| Error::new(ErrorKind::Io, "cannot handle signals").caused_by(error))?;
+                .map_err(no_handlers)?;
         }
         Ok(signals)
     }

@@ -35,7 +35,7 @@ pub(super) fn run(args: &Args) -> Result<ExitCode> {
         found => is_failed_by_files(found),
     };
     let found = settled(path, is_off, || verify(path, &options, args.deep, &engine))?;
-    if args.json {
+    let said = if args.json {
         let problem = |problem: &Problem| {
             json!({
                 "item": problem.item, "leaf": problem.leaf, "file": problem.file, "offset": problem.offset,
@@ -54,7 +54,7 @@ pub(super) fn run(args: &Args) -> Result<ExitCode> {
             "problems": found.problems.iter().map(problem).collect::<Vec<_>>(),
             "leftovers": output::leftovers_json(&found.leftovers),
             "orphans": found.orphans.iter().map(|orphan| json!({"path": orphan.path, "bytes": orphan.bytes, "key": orphan.key})).collect::<Vec<_>>(),
-        }))?;
+        }))
     } else {
         let mut text = String::new();
         for problem in &found.problems {
@@ -87,7 +87,12 @@ pub(super) fn run(args: &Args) -> Result<ExitCode> {
             human_bytes(found.bytes_stored),
             found.problems.len()
         );
-        output::text(&text)?;
+        output::text(&text)
+    };
+    // The answer is no, whether or not somebody reads why.
+    if found.problems.is_empty() {
+        said.map(|()| ExitCode::SUCCESS)
+    } else {
+        exit::or_closed(said).map(|()| ExitCode::from(exit::NO))
     }
-    Ok(if found.problems.is_empty() { ExitCode::SUCCESS } else { ExitCode::from(exit::NO) })
 }

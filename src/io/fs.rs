@@ -240,6 +240,26 @@ impl Root {
         Ok(Some(entries))
     }
 
+    /// Whether a directory can be opened under this name.
+    pub fn is_dir(&self, path: &RelPath) -> bool {
+        self.open_beneath(path, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC).is_ok()
+    }
+
+    /// Whether a name stands for a symbolic link, not for a file or a directory itself.
+    ///
+    /// # Errors
+    /// No permission.
+    pub fn is_link(&self, path: &RelPath) -> Result<bool> {
+        match self.open_beneath(path, OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC) {
+            Ok(fd) => {
+                let stat = rustix::fs::fstat(&fd).map_err(|errno| self.refused(errno, "look at", path))?;
+                Ok(FileType::from_raw_mode(stat.st_mode) == FileType::Symlink)
+            }
+            Err(Errno::NOENT | Errno::NOTDIR) => Ok(false),
+            Err(errno) => Err(self.refused(errno, "look at", path)),
+        }
+    }
+
     /// What a link points at. Whether it stays inside is checked when it is opened.
     fn kind_of(&self, dir: &OwnedFd, name: &std::ffi::CStr) -> EntryKind {
         match rustix::fs::statat(dir, name, rustix::fs::AtFlags::empty())

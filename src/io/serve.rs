@@ -40,8 +40,11 @@ pub fn serve(root: &Root, needs: &[Need]) -> Result<Vec<Answer>> {
                 parts.push((start, part.iter().map(|need| open.answer(need)).collect()));
             }
         };
-        let handles: Vec<_> = (0..threads).map(|_| scope.spawn(work)).collect();
-        handles.into_iter().flat_map(|handle| handle.join().unwrap_or_default()).collect()
+        // Where no more threads can be had, those that are there do it.
+        let spawn = || std::thread::Builder::new().spawn_scoped(scope, work);
+        let handles: Vec<_> = (1..threads).map_while(|_| spawn().ok()).collect();
+        let own = work();
+        handles.into_iter().flat_map(|handle| handle.join().unwrap_or_default()).chain(own).collect()
     });
     parts.sort_by_key(|(start, _)| *start);
     let answers: Vec<Answer> = parts.into_iter().map(|(_, part)| part).collect::<Result<Vec<_>>>()?.concat();

@@ -74,6 +74,21 @@ impl Index {
         &self.files[id.0 as usize]
     }
 
+    /// The CRC-32C of all keys and of what they stand for: the bytes, or where they are, below this directory.
+    pub fn crc32c(&self, dir: &RelPath) -> u32 {
+        let number = |crc: u32, number: u64| crc32c::crc32c_append(crc, &number.to_le_bytes());
+        let bytes = |crc: u32, bytes: &[u8]| crc32c::crc32c_append(number(crc, bytes.len() as u64), bytes);
+        self.entries.iter().fold(0, |crc, (key, value)| match value {
+            Value::Inline(inline) => bytes(number(bytes(crc, key), 0), inline),
+            Value::Extent(extent) => {
+                let path = self.file(extent.file).as_bytes();
+                let below = path.strip_prefix(dir.as_bytes()).unwrap_or(path);
+                let below = below.strip_prefix(b"/").unwrap_or(below);
+                [extent.offset, extent.len].into_iter().fold(bytes(number(bytes(crc, key), 1), below), number)
+            }
+        })
+    }
+
     /// The value of a key.
     pub fn get(&self, key: &[u8]) -> Option<&Value> {
         self.entries.binary_search_by(|(have, _)| have.as_ref().cmp(key)).ok().map(|index| &self.entries[index].1)

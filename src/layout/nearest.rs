@@ -5,7 +5,7 @@ use crate::limits::NEAREST_NAMES_MAX;
 /// The names nearest to `wanted` by edit distance, nearest first; those that share less than half are left out, unless
 /// there are only a few names altogether, or none shares more.
 pub(crate) fn nearest<'a>(wanted: &str, names: impl IntoIterator<Item = &'a str>) -> Vec<&'a str> {
-    let wanted: Vec<char> = wanted.chars().collect();
+    let wanted: Vec<char> = wanted.chars().take(COMPARED_CHARS_MAX).collect();
     let mut ranked: Vec<(usize, &str)> = names.into_iter().map(|name| (distance(&wanted, name), name)).collect();
     ranked.sort_unstable();
     if ranked.len() > NEAREST_NAMES_MAX {
@@ -21,7 +21,7 @@ pub(crate) fn nearest<'a>(wanted: &str, names: impl IntoIterator<Item = &'a str>
 /// Levenshtein's distance: how many characters must be inserted, removed or replaced.
 fn distance(wanted: &[char], name: &str) -> usize {
     let mut row: Vec<usize> = (0..=wanted.len()).collect();
-    for (above, char) in name.chars().enumerate() {
+    for (above, char) in name.chars().take(COMPARED_CHARS_MAX).enumerate() {
         let mut diagonal = above;
         let mut left = above + 1;
         let mut cells = row.iter_mut();
@@ -37,6 +37,9 @@ fn distance(wanted: &[char], name: &str) -> usize {
     }
     row.last().copied().unwrap_or_default()
 }
+
+/// Of longer names only the beginning is compared, so that a file of long names costs no time.
+const COMPARED_CHARS_MAX: usize = 256;
 
 #[cfg(test)]
 mod tests {

@@ -7,6 +7,7 @@ use serde_json::{Value as Json, json};
 
 use super::parts::addressable;
 use super::{Device, Plan, PlannedLeaf, Source};
+use crate::error::printable;
 use crate::limits::{DEVICE_ALIGN, LANE_EXTRA_BYTES, PACK_BYTES};
 
 /// What a machine has, to say whether a plan fits.
@@ -218,7 +219,7 @@ impl Plan {
         for leaf in &self.leaves {
             let name = leaf.path.to_string();
             rows.push([
-                if name.is_empty() { "(root)".to_owned() } else { name },
+                if name.is_empty() { "(root)".to_owned() } else { printable(&name).into_owned() },
                 leaf.dtype.to_string(),
                 format!("{:?}", leaf.shape),
                 leaf.sharding.spec.to_string(),
@@ -235,10 +236,13 @@ impl Plan {
         let width = |column: usize| rows.iter().map(|row| row[column].chars().count()).max().unwrap_or(0);
         let widths: [usize; 8] = std::array::from_fn(width);
         for row in &rows {
-            let cells = row.iter().zip(widths).map(|(cell, width)| format!("{cell:<width$}"));
-            let line = cells.collect::<Vec<_>>().join("  ");
-            // Writing to a String cannot fail.
-            let _ = writeln!(text, "{}", line.trim_end());
+            let mut line = String::new();
+            for (cell, width) in row.iter().zip(widths) {
+                line += cell;
+                // Not by a format's width, which is 16 bits wide.
+                line.extend(std::iter::repeat_n(' ', width.saturating_sub(cell.chars().count()) + 2));
+            }
+            text.extend([line.trim_end(), "\n"]);
         }
         let _ = writeln!(
             text,

@@ -157,6 +157,10 @@ impl Store {
                 index = ocdbt::scan_processes(ask, &roots).await?.map(|union| union.index);
             }
         }
+        if let Some(sums) = &sums {
+            let found = index.as_ref().map_or(0, |index| index.crc32c(dir));
+            sums.check_keys(found).map_err(|error| error.at("database", dir))?;
+        }
         Ok(Self { dir: dir.clone(), index: index.map(Arc::new), sums: sums.map(Arc::new) })
     }
 
@@ -377,9 +381,10 @@ fn parse_all<'a>(found: impl Iterator<Item = &'a Found>) -> HashMap<Bytes, Arc<A
     }
     std::thread::scope(|scope| {
         let parts = distinct.chunks(distinct.len().div_ceil(threads));
-        let parts: Vec<_> = parts.map(|part| scope.spawn(move || parse(part))).collect();
-        // A part that is lost is parsed again where it is needed.
-        parts.into_iter().flat_map(|part| part.join().unwrap_or_default()).collect()
+        let spawn = |part| std::thread::Builder::new().spawn_scoped(scope, move || parse(part));
+        let parts: Vec<_> = parts.map(spawn).collect();
+        // A part that is lost, or that no thread could be had for, is parsed again where it is needed.
+        parts.into_iter().flatten().flat_map(|part| part.join().unwrap_or_default()).collect()
     })
 }
 

@@ -25,18 +25,19 @@ pub(super) fn each_unit<T: Send>(
         plans.iter().flat_map(|plan| plan.units.iter().map(move |unit| (plan, unit))).collect();
     let next = AtomicUsize::new(0);
     let done: Mutex<Vec<(usize, Result<T>)>> = Mutex::new(Vec::with_capacity(units.len()));
-    std::thread::scope(|scope| {
-        for _ in 0..workers.min(units.len()) {
-            scope.spawn(|| {
-                loop {
-                    let number = next.fetch_add(1, Ordering::Relaxed);
-                    let Some(&(plan, unit)) = units.get(number) else { return };
-                    let result = file_of(plan, unit, root).and_then(|file| work(plan, unit, file.as_ref()));
-                    let result = result.map_err(|error| located(error, plan, unit));
-                    done.lock().unwrap_or_else(PoisonError::into_inner).push((number, result));
-                }
-            });
+    let some = || {
+        while let Some(number) = Some(next.fetch_add(1, Ordering::Relaxed)).filter(|number| *number < units.len()) {
+            let (plan, unit) = units[number];
+            let result = file_of(plan, unit, root).and_then(|file| work(plan, unit, file.as_ref()));
+            let result = result.map_err(|error| located(error, plan, unit));
+            done.lock().unwrap_or_else(PoisonError::into_inner).push((number, result));
         }
+    };
+    std::thread::scope(|scope| {
+        // Where no more threads can be had, those that are there do it.
+        let spawn = || std::thread::Builder::new().spawn_scoped(scope, some);
+        let _ = (1..workers.min(units.len())).try_for_each(|_| spawn().map(drop));
+        some();
     });
     let mut done = done.into_inner().unwrap_or_else(PoisonError::into_inner);
     done.sort_unstable_by_key(|(number, _)| *number);

@@ -144,12 +144,13 @@ fn unused(root: &Root, file: &OpenFile, mut ranges: Vec<(u64, u64)>) -> Result<u
     Ok(count)
 }
 
-/// The files below a directory, no deeper than chunks of an array lie.
+/// The files below a directory, no deeper than chunks of an array lie. Links to directories are not followed: they
+/// could lead back.
 fn files(root: &Root, dir: &RelPath, depth: usize, found: &mut impl FnMut(&RelPath, u64)) -> Result<()> {
     for entry in root.list(dir)?.unwrap_or_default() {
         let path = dir.join(&entry.name)?;
         match entry.kind {
-            EntryKind::Dir if depth > 0 => files(root, &path, depth - 1, found)?,
+            EntryKind::Dir if depth > 0 && !root.is_link(&path)? => files(root, &path, depth - 1, found)?,
             EntryKind::File => {
                 if let Some(file) = root.file(&path)? {
                     found(&path, file.size());

@@ -22,6 +22,7 @@ use crate::layout::orbax::sums::{SUMMED_FILES, SUMS_FILE, Sums, ValueSum};
 use crate::layout::orbax::tree::MSGPACK_FILE;
 use crate::layout::{Format, ItemKind};
 use crate::limits::{METADATA_FILE_BYTES_MAX, SLOT_BYTES};
+use crate::need::DirEntry;
 use crate::plan::{self, Limits, Source, Values, Verify};
 use crate::relpath::RelPath;
 
@@ -113,7 +114,10 @@ impl Seal {
     /// The checksums of one tree.
     fn tree(&mut self, checkpoint: &Checkpoint, dir: &RelPath, engine: &EngineOptions) -> Result<Sums> {
         let mut sums = self.described(dir)?;
-        self.file(dir, &dir.join(MSGPACK_FILE)?, &mut sums)?;
+        let msgpack = dir.join(MSGPACK_FILE)?;
+        if !self.root.is_dir(&msgpack) {
+            self.file(dir, &msgpack, &mut sums)?;
+        }
         let mut arrays = Vec::new();
         for leaf in checkpoint.leaves() {
             if let LeafKind::Unreadable(error) = &leaf.kind {
@@ -129,6 +133,15 @@ impl Seal {
                 META_KEYS.iter().try_for_each(|name| self.file(dir, &array.join(name)?, &mut sums))?;
             }
         }
+        // As opening looks for it.
+        let is_database = |entry: &DirEntry| entry.name == "manifest.ocdbt" || entry.name.starts_with("ocdbt.process_");
+        if self.root.list(dir)?.unwrap_or_default().iter().any(is_database) {
+            let index = checkpoint.arrays().iter().find_map(|array| match &array.values {
+                Values::Keys { index, .. } => Some(index),
+                _ => None,
+            });
+            sums.add_keys(index.map_or(0, |index| index.crc32c(dir)));
+        }
         self.values(checkpoint, dir, &arrays, engine, &mut sums)?;
         Ok(sums)
     }
@@ -138,6 +151,10 @@ impl Seal {
     fn described(&self, dir: &RelPath) -> Result<Sums> {
         let read = |name: &str| -> Result<Option<Bytes>> {
             let path = dir.join(name)?;
+            // An item may be a directory of such a name.
+            if self.root.is_dir(&path) {
+                return Ok(None);
+            }
             ask(&self.root, |asker| async move { asker.file(path, METADATA_FILE_BYTES_MAX).await })
         };
         let mut sums = match read(SUMS_FILE)? {

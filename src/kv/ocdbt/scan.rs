@@ -1,6 +1,6 @@
 //! The walk from a manifest to every key, one batch of reads a level of the tree.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 
 use bytes::Bytes;
 
@@ -11,7 +11,10 @@ use super::manifest::{Config, Manifest};
 use super::version_tree::Version;
 use crate::error::{Error, Result};
 use crate::kv::{Extent, FileId, Index, Value};
-use crate::limits::{OCDBT_HEIGHT_MAX, OCDBT_KEYS_MAX, OCDBT_NODE_ENCODED_MAX, OCDBT_NODES_MAX, OCDBT_TREE_BYTES_MAX};
+use crate::limits::{
+    OCDBT_HEIGHT_MAX, OCDBT_KEYS_MAX, OCDBT_NODE_ENCODED_MAX, OCDBT_NODES_MAX, OCDBT_TREE_BYTES_FREE,
+    OCDBT_TREE_BYTES_MAX, OCDBT_TREE_GROWTH_MAX,
+};
 use crate::need::{Answer, Asker, DirEntry, EntryKind, Need, unfit};
 use crate::relpath::RelPath;
 
@@ -204,10 +207,10 @@ impl Walk {
     fn root_node(&mut self, root: &RelPath, head: &Head, place: DataRef) -> Result<(u8, Pending)> {
         let height = head.latest.root_height;
         within("the height of an OCDBT tree", OCDBT_HEIGHT_MAX.into(), height.into())?;
-        self.budget.admit(place)?;
         let mut resolver = Resolver::new(root, b"", &head.files);
         let Source { path, transitive, .. } = resolver.source(place, &mut self.budget)?;
         let (file, transitive) = (path.clone(), transitive.clone());
+        self.budget.admit(&file, place)?;
         Ok((height, Pending { file, transitive, place, key: Bytes::new(), prefix_len: 0 }))
     }
 
@@ -219,10 +222,10 @@ impl Walk {
         below: &mut Vec<Pending>,
     ) -> Result<()> {
         for InteriorEntry { key, prefix_len, child: place } in entries {
-            // Before it is queued: the queue itself must stay bounded.
-            self.budget.admit(place)?;
             let Source { path, transitive, .. } = resolver.source(place, &mut self.budget)?;
             let (file, transitive) = (path.clone(), transitive.clone());
+            // Before it is queued: the queue itself must stay bounded.
+            self.budget.admit(&file, place)?;
             below.push(Pending { file, transitive, place, key, prefix_len });
         }
         Ok(())
@@ -330,6 +333,9 @@ struct Budget {
     /// Encoded and decoded bytes of all nodes, and their paths.
     tree_bytes: u64,
     tree_bytes_max: u64,
+    /// The bytes of nodes as they are stored, each counted once, and where they are: start and end in each file.
+    stored_bytes: u64,
+    stored: HashMap<RelPath, BTreeMap<u64, u64>>,
 }
 
 impl Default for Budget {
@@ -340,22 +346,40 @@ impl Default for Budget {
             keys_max: OCDBT_KEYS_MAX,
             tree_bytes: 0,
             tree_bytes_max: OCDBT_TREE_BYTES_MAX,
+            stored_bytes: 0,
+            stored: HashMap::new(),
         }
     }
 }
 
 impl Budget {
-    /// Counts a node that a reference was found to.
-    fn admit(&mut self, place: DataRef) -> Result<()> {
+    /// Counts a node that a reference was found to. The same node twice is no more to read from; nodes never overlap.
+    fn admit(&mut self, file: &RelPath, place: DataRef) -> Result<()> {
         self.node_count += 1;
         within("the number of nodes of an OCDBT tree", self.nodes_max as u64, self.node_count as u64)?;
         within("the size of an OCDBT node", OCDBT_NODE_ENCODED_MAX, place.len)?;
-        self.bytes(place.len)
+        let end = place.offset.saturating_add(place.len);
+        let stored = self.stored.entry(file.clone()).or_default();
+        let before = stored.range(..end).next_back().map(|(start, end)| (*start, *end));
+        match before {
+            Some(same) if same == (place.offset, end) => {}
+            Some((_, last)) if last > place.offset => {
+                return Err(Error::corrupt("two nodes of an OCDBT tree overlap")
+                    .at("offset", place.offset)
+                    .at("file", file));
+            }
+            _ => {
+                stored.insert(place.offset, end);
+                self.stored_bytes = self.stored_bytes.saturating_add(place.len);
+            }
+        }
+        self.bytes(place.len.saturating_add(NODE_BYTES))
     }
 
     fn bytes(&mut self, count: u64) -> Result<()> {
         self.tree_bytes = self.tree_bytes.saturating_add(count);
-        within("the size of an OCDBT tree in memory", self.tree_bytes_max, self.tree_bytes)
+        let grown = self.stored_bytes.saturating_mul(OCDBT_TREE_GROWTH_MAX).saturating_add(OCDBT_TREE_BYTES_FREE);
+        within("the size of an OCDBT tree in memory", self.tree_bytes_max.min(grown), self.tree_bytes)
     }
 
     fn keys(&self, count: usize) -> Result<()> {
@@ -374,6 +398,9 @@ fn missing(file: &RelPath) -> Error {
 }
 
 const MANIFEST: &str = "manifest.ocdbt";
+
+/// What is kept of a node, beside its bytes.
+const NODE_BYTES: u64 = 256;
 
 const INCOMPLETE: &str = "copy or download the checkpoint again; all files below it belong to it";
 
@@ -539,6 +566,8 @@ mod tests {
             of_nodes(height, &nodes)
         };
         assert_eq!(scan_root(&tree(5)).unwrap().unwrap().index.entries().len(), 32);
+        // A few bytes are not blown up to gigabytes, whatever the absolute limits.
+        assert_eq!(scan_root(&tree(18)).unwrap_err().kind(), ErrorKind::Unsupported);
         let files = tree(12);
         let within = |budget: Budget| {
             let mut walk = Walk { budget, ..Walk::default() };

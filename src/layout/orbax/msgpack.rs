@@ -7,6 +7,8 @@
 //! The bytes of arrays are slices of the file. Recursion is bounded by [`NESTING_MAX`], and no allocation trusts a count
 //! in the file.
 
+use std::collections::HashMap;
+
 use bytes::{Bytes, BytesMut};
 
 use crate::dtype::DType;
@@ -322,9 +324,15 @@ impl Reader<'_> {
                 _ => return Err(expected("the extents of a chunked array, numbered from 0")),
             }
         }
+        let named = pieces.iter().filter_map(|(key, node)| match key {
+            Key::Name(name) => Some((name.as_str(), node)),
+            Key::Int(_) => None,
+        });
+        // They may be many.
+        let named: HashMap<&str, &Node> = named.collect();
         let mut arrays = Vec::new();
         for index in 0..pieces.len() {
-            match get(pieces, &index.to_string()) {
+            match named.get(index.to_string().as_str()) {
                 Some(Node::Array(piece)) => arrays.push(piece),
                 _ => return Err(expected("the chunks of a chunked array, numbered from 0")),
             }

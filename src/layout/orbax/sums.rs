@@ -3,7 +3,8 @@
 //!
 //! ```text
 //!   _touchdown_sums.json    {"_METADATA":"5b1c02d4","_strings.json":"00c3a1f7",      CRC-32C, hexadecimal
-//!                            "d/77ac":[[0,4096,"9a0b1c2d"],[4096,20,"1f00aa31"]]}    the same of offset and length
+//!                            "d/77ac":[[0,4096,"9a0b1c2d"],[4096,20,"1f00aa31"]],    the same of offset and length
+//!                            "*keys":"77d0f3aa"}         of all keys of the database, and of what they stand for
 //! ```
 //!
 //! There is one in the directory of each item and one in the checkpoint's own. Orbax ignores files that it does not know. A
@@ -33,6 +34,9 @@ pub const SUMMED_FILES: [&str; 8] = [
     checkpoint::METADATA_FILE,
 ];
 
+/// What stands for the keys of a database, which is no file's name.
+const KEYS: &str = "*keys";
+
 /// Arrays' metadata, where every value is a file. They have checksums, too.
 const DOCUMENTS: [&str; 2] = ["zarr.json", ".zarray"];
 
@@ -41,6 +45,8 @@ const DOCUMENTS: [&str; 2] = ["zarr.json", ".zarray"];
 pub struct Sums {
     files: BTreeMap<String, u32>,
     values: BTreeMap<String, Vec<ValueSum>>,
+    /// Of everything that the item's database says.
+    keys: Option<u32>,
 }
 
 /// What a file's name stands for.
@@ -66,15 +72,21 @@ impl Sums {
         }
     }
 
+    /// Takes note of all keys of the item's database, and of what they stand for: as [`Index::crc32c`](crate::kv::Index::crc32c).
+    pub fn add_keys(&mut self, crc: u32) {
+        self.keys = Some(crc);
+    }
+
     /// Whether it speaks of nothing.
     pub fn is_empty(&self) -> bool {
-        self.files.is_empty() && self.values.is_empty()
+        self.files.is_empty() && self.values.is_empty() && self.keys.is_none()
     }
 
     /// The file's contents.
     pub fn to_bytes(&self) -> Vec<u8> {
         let hex = |crc: u32| serde_json::Value::String(format!("{crc:08x}"));
-        let files = self.files.iter().map(|(name, crc)| (name.clone(), hex(*crc)));
+        let keys = self.keys.iter().map(|crc| (KEYS.to_owned(), hex(*crc)));
+        let files = self.files.iter().map(|(name, crc)| (name.clone(), hex(*crc))).chain(keys);
         let value = |sum: &ValueSum| serde_json::json!([sum.offset, sum.len, hex(sum.crc)]);
         let values = self.values.iter().map(|(name, sums)| (name.clone(), sums.iter().map(value).collect()));
         serde_json::Value::Object(files.chain(values).collect()).to_string().into_bytes()
@@ -95,6 +107,7 @@ impl Sums {
                 Member::File(text) if SUMMED_FILES.contains(&name.as_str()) || is_document(&name) => {
                     sums.files.insert(name, crc(&text)?);
                 }
+                Member::File(text) if name == KEYS => sums.keys = Some(crc(&text)?),
                 Member::File(_) => return Err(damaged()),
                 Member::Values(ranges) => {
                     let value = |(offset, len, text): &(u64, u64, String)| {
@@ -115,7 +128,7 @@ impl Sums {
     /// The checksums of whole files alone.
     #[must_use]
     pub fn without_values(self) -> Self {
-        Self { files: self.files, values: BTreeMap::new() }
+        Self { files: self.files, ..Self::default() }
     }
 
     /// The checksums of the values of the item in this directory; `None` if it was never sealed.
@@ -125,13 +138,13 @@ impl Sums {
     pub fn values(&self, dir: &RelPath) -> Result<Option<ValueSums>> {
         let files = self.values.iter().map(|(name, sums)| Ok((dir.join(name)?, sums.clone())));
         let files = files.collect::<Result<BTreeMap<_, _>>>()?;
-        Ok((!files.is_empty()).then_some(ValueSums(files)))
+        Ok((!files.is_empty() || self.keys.is_some()).then_some(ValueSums { files, keys: self.keys }))
     }
 
     /// Those of arrays' metadata alone.
     pub fn documents(&self) -> Self {
         let files = self.files.iter().filter(|(name, _)| is_document(name));
-        Self { files: files.map(|(name, crc)| (name.clone(), *crc)).collect(), values: BTreeMap::new() }
+        Self { files: files.map(|(name, crc)| (name.clone(), *crc)).collect(), ..Self::default() }
     }
 
     /// The names of the files that have checksums.
@@ -219,7 +232,10 @@ impl ValueSum {
 ///
 /// What was sealed was sealed whole: a value that is not here is as wrong as one that differs.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct ValueSums(BTreeMap<RelPath, Vec<ValueSum>>);
+pub struct ValueSums {
+    files: BTreeMap<RelPath, Vec<ValueSum>>,
+    keys: Option<u32>,
+}
 
 impl ValueSums {
     /// The checksum of exactly this range.
@@ -227,7 +243,7 @@ impl ValueSums {
     /// # Errors
     /// None was sealed.
     pub fn of(&self, file: &RelPath, offset: u64, len: u64) -> Result<ValueSum> {
-        let sums = self.0.get(file).map_or(&[][..], Vec::as_slice);
+        let sums = self.files.get(file).map_or(&[][..], Vec::as_slice);
         let found = sums.binary_search_by_key(&(offset, len), |sum| (sum.offset, sum.len)).ok();
         found.map(|at| sums[at]).ok_or_else(|| unsealed(file, offset))
     }
@@ -237,7 +253,7 @@ impl ValueSums {
     /// # Errors
     /// None was sealed, or several.
     pub fn within(&self, file: &RelPath, offset: u64, len: u64) -> Result<ValueSum> {
-        let sums = self.0.get(file).map_or(&[][..], Vec::as_slice);
+        let sums = self.files.get(file).map_or(&[][..], Vec::as_slice);
         let end = offset.saturating_add(len);
         let first = sums.partition_point(|sum| sum.offset < offset);
         let started = sums[first..].iter().take_while(|sum| sum.offset < end);
@@ -245,6 +261,17 @@ impl ValueSums {
         match (inside.next(), inside.next()) {
             (Some(sum), None) => Ok(*sum),
             _ => Err(unsealed(file, offset)),
+        }
+    }
+
+    /// Compares what the item's database says with what was sealed; what an earlier release has sealed says nothing of it.
+    ///
+    /// # Errors
+    /// Another database.
+    pub fn check_keys(&self, found: u32) -> Result<()> {
+        match self.keys {
+            Some(stored) if stored != found => Err(differs("the database is not as it was sealed", stored, found)),
+            _ => Ok(()),
         }
     }
 
@@ -259,7 +286,7 @@ impl ValueSums {
 
     /// The sealed files of a directory and those below it, relative to it.
     pub fn below<'a>(&'a self, dir: &'a RelPath) -> impl Iterator<Item = &'a [u8]> {
-        let files = self.0.range(dir.clone()..).map(|(file, _)| file.as_bytes());
+        let files = self.files.range(dir.clone()..).map(|(file, _)| file.as_bytes());
         let inside = files.take_while(move |file| file.starts_with(dir.as_bytes()));
         inside.filter_map(move |file| match dir.as_bytes() {
             [] => Some(file),
@@ -269,7 +296,7 @@ impl ValueSums {
 
     /// Whether anything of a file was sealed.
     pub fn has(&self, file: &RelPath) -> bool {
-        self.0.contains_key(file)
+        self.files.contains_key(file)
     }
 }
 

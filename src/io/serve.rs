@@ -110,7 +110,13 @@ impl<'a> Open<'a> {
         let (Some(_), Ok(count)) = (end, usize::try_from(len)) else {
             return Err(short_file(&self.root.shown(file.path()), offset, len, file.size()));
         };
-        let mut bytes = vec![0; count];
+        let mut bytes = Vec::new();
+        bytes.try_reserve_exact(count).map_err(|_| {
+            Error::new(ErrorKind::OutOfMemory, "the system has not enough host memory")
+                .at("file", self.root.shown(file.path()))
+                .expected(format_args!("{count} bytes in one piece"))
+        })?;
+        bytes.resize(count, 0);
         match file.file().read_exact_at(&mut bytes, offset) {
             Ok(()) => Ok(bytes.into()),
             Err(error) => Err(read_error(error, &self.root.shown(file.path()), offset, len, file.size())),

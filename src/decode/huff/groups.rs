@@ -1,11 +1,11 @@
 //! A large frame by several threads: its literals group by group of blocks, then what is repeated, from the front.
 //!
-//! Blocks are independent but for trees (a block may use that of one before, so a group begins with a block that has one), for
+//! Blocks are independent but for trees (a block may use that of one before, so a group begins with reading that), for
 //! what sequences repeat (which is done when all literals are decoded) and for the checksum (which is added up last).
 
 use rayon::iter::{IntoParallelIterator, ParallelIterator};
 
-use super::blocks::Literals;
+use super::blocks::{Coded, Literals};
 use super::checksum::Checksum;
 use super::lanes::{Kernel, Lanes};
 use super::{Frame, Placed, Placing};
@@ -13,6 +13,8 @@ use crate::limits::HUFFMAN_SHARED_SEQUENCES_MAX;
 
 /// Blocks, the part of the output that they make, and where in the output it begins.
 struct Group<'a, 'o> {
+    /// What has the tree that its first block may use.
+    tree: Option<Coded>,
     blocks: &'a [Placed<'a>],
     start: usize,
     out: &'o mut [u8],
@@ -40,25 +42,23 @@ pub(super) fn decode(kernel: Kernel, group_bytes: usize, frame: Frame<'_>, out: 
     if frame.has_checksum { Checksum::new().finish(out).map(Some) } else { Some(None) }
 }
 
-/// Groups of blocks, each of which begins with a tree of its own before one is needed.
+/// Groups of blocks of at least so many bytes.
 fn divided<'a, 'o>(blocks: &'a [Placed<'a>], group_bytes: usize, out: &'o mut [u8]) -> Option<Vec<Group<'a, 'o>>> {
-    let mut cuts = Vec::new();
-    let (mut end, mut may_begin) = (out.len(), true);
-    for (number, Placed { start, literals, .. }) in blocks.iter().enumerate().rev() {
-        if let Literals::Huffman(coded) = literals {
-            may_begin = coded.has_tree;
+    let (mut groups, mut rest, mut first, mut from, mut tree) = (Vec::new(), out, 0, 0, None);
+    let mut last_tree = None;
+    for (number, Placed { start, literals, .. }) in blocks.iter().enumerate() {
+        if start - from >= group_bytes {
+            let (out, behind) = rest.split_at_mut_checked(start - from)?;
+            groups.push(Group { tree, blocks: blocks.get(first..number)?, start: from, out });
+            (rest, first, from, tree) = (behind, number, *start, last_tree);
         }
-        if number == 0 || (may_begin && end - start >= group_bytes && *start >= group_bytes) {
-            cuts.push((number, *start));
-            end = *start;
+        if let Literals::Huffman(coded) = literals
+            && coded.has_tree
+        {
+            last_tree = Some(*coded);
         }
     }
-    let (mut groups, mut rest, mut last) = (Vec::with_capacity(cuts.len()), out, blocks.len());
-    for (first, start) in cuts {
-        let (front, out) = rest.split_at_mut_checked(start)?;
-        groups.push(Group { blocks: blocks.get(first..last)?, start, out });
-        (rest, last) = (front, first);
-    }
+    groups.push(Group { tree, blocks: blocks.get(first..)?, start: from, out: rest });
     Some(groups)
 }
 
@@ -68,6 +68,9 @@ fn divided<'a, 'o>(blocks: &'a [Placed<'a>], group_bytes: usize, out: &'o mut [u
 #[inline(never)]
 fn literals(kernel: Kernel, frame: Frame<'_>, group: Group<'_, '_>) -> Option<()> {
     let mut lanes = Lanes::new(kernel, frame.bytes, false);
+    if let Some(tree) = group.tree {
+        lanes.read_tree(tree)?;
+    }
     for Placed { literals, at, .. } in group.blocks {
         lanes.take(*literals, at.checked_sub(group.start)?, group.out)?;
     }

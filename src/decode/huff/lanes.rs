@@ -166,11 +166,17 @@ impl<'f> Lanes<'f> {
         Some(())
     }
 
+    /// Reads the tree of literals that have one, for them and for blocks without; its length.
+    pub(super) fn read_tree(&mut self, literals: Coded) -> Option<usize> {
+        let len = self.table.read(self.frame.get(literals.start..literals.end)?)?;
+        self.has_table = true;
+        Some(len)
+    }
+
     fn put(&mut self, literals: Coded, at: usize, out: &mut [u8]) -> Option<()> {
         let mut streams = literals.start;
         if literals.has_tree {
-            streams += self.table.read(self.frame.get(literals.start..literals.end)?)?;
-            self.has_table = true;
+            streams += self.read_tree(literals)?;
         }
         if !self.has_table || literals.len == 0 {
             return None;

@@ -20,7 +20,8 @@ use serde_json::Value;
 use support::ask::{object, ok, parsed, paths, refused, text};
 use support::{scratch, touchdown};
 use touchdown::tree::save::{NewArray, SaveOptions, Tree};
-use touchdown::zarr::Format;
+use touchdown::zarr::shard::encode_index;
+use touchdown::zarr::{Compression, Endian, Format};
 
 const NAMES: [&str; 6] = ["absent", "fifo", "intact", "large", "link", "other"];
 
@@ -203,6 +204,66 @@ fn a_limit_on_files_is_an_error_and_leaves_nothing() {
         let said = String::from_utf8_lossy(&run.stderr);
         assert!(run.status.code() == Some(4) && said.contains("error:"), "{verb}: {:?}: {said}", run.status);
         assert!(!out.exists() || fs::read_dir(&out).unwrap().count() == 0, "{verb}");
+    }
+    fs::remove_dir_all(&folder).unwrap();
+}
+
+/// A shard of 32,768 inner chunks of 16 MiB, all of which are one frame of zeros: `verify` decodes it once, `seal` reads it once. One that
+/// reaches into another is damage.
+#[test]
+fn what_chunks_share_is_looked_at_once() {
+    const INNER: usize = 32_768;
+    let folder = scratch("cli-shared-chunks");
+    let array = folder.join("c/a");
+    fs::create_dir_all(array.join("c/0")).unwrap();
+    let zstd = r#"{"name":"bytes"},{"name":"zstd","configuration":{"level":1,"checksum":false}}"#;
+    let codec = format!(
+        r#"{{"name":"sharding_indexed","configuration":{{"chunk_shape":[1,16777216],"codecs":[{zstd}],"index_codecs":[{{"name":"bytes","configuration":{{"endian":"little"}}}},{{"name":"crc32c"}}]}}}}"#
+    );
+    let meta = format!(
+        r#"{{"zarr_format":3,"node_type":"array","shape":[{INNER},16777216],"data_type":"uint8","chunk_grid":{{"name":"regular","configuration":{{"chunk_shape":[{INNER},16777216]}}}},"chunk_key_encoding":{{"name":"default"}},"fill_value":0,"codecs":[{codec}]}}"#
+    );
+    fs::write(array.join("zarr.json"), meta).unwrap();
+    let frame = zstd::encode_all(&vec![0; 16 << 20][..], 1).unwrap();
+    let write = |places: &[Option<(u64, u64)>]| {
+        let mut value = [&frame[..], &frame[..]].concat();
+        value.extend(encode_index(places, Endian::Little, true).unwrap());
+        fs::write(array.join("c/0/0"), value).unwrap();
+    };
+    let len = frame.len() as u64;
+    let mut places = vec![Some((len, len)); INNER];
+    write(&places);
+    let path = folder.join("c");
+    let found = object(&["verify", "--deep", "--json", &text(&path)]);
+    assert_eq!((&found["chunks"], &found["problems"]), (&INNER.into(), &Value::Array(Vec::new())), "{found}");
+    ok(&["seal", &text(&path)]);
+    object(&["verify", "--deep", "--json", &text(&path)]);
+    fs::remove_file(path.join("_touchdown_sums.json")).unwrap();
+    places[5] = Some((len - 1, len));
+    places[7] = Some((0, 2 * len));
+    write(&places);
+    let (found, problems) = problems(&path);
+    assert!(!problems.is_empty() && found.to_string().contains("shares bytes with another"), "{found}");
+    fs::remove_dir_all(&folder).unwrap();
+}
+
+#[test]
+fn cat_says_what_no_checksum_could_tell() {
+    let folder = scratch("cli-cat-unverified");
+    let path = folder.join("c");
+    let tree = Tree::new().with("w", NewArray::from_vec(&[4, 3 << 20], vec![1.0_f32; 12 << 20]));
+    let mut options = SaveOptions { checksum: Some(false), sync: false, zarr: Format::V2, ..SaveOptions::default() };
+    options.leaf.compression = Some(Compression::None);
+    touchdown::save(&path, &tree, &options).unwrap();
+    ok(&["seal", &text(&path)]);
+    let cat = |args: &[&str]| touchdown([&["cat", &text(&path), "w", "--slice", "2,0:4"], args].concat());
+    let note = "`--verify full` reads and checks whole chunks";
+    for (args, told) in
+        [(&[][..], true), (&["--quiet"], false), (&["--verify", "off"], false), (&["--verify", "full"], false)]
+    {
+        let run = cat(args);
+        assert_eq!((run.code, run.stdout.as_str()), (Some(0), "[1.0 1.0 1.0 1.0]\n"), "{}", run.stderr);
+        assert_eq!(run.stderr.contains(note), told, "{args:?}: {}", run.stderr);
     }
     fs::remove_dir_all(&folder).unwrap();
 }

@@ -10,6 +10,8 @@ use crate::dtype::DType;
 use crate::error::{Error, Result};
 use crate::keypath::KeyPath;
 use crate::limits::CAT_EMPTY_ROWS_MAX;
+use crate::plan::Verify;
+use crate::plan::explain::human_bytes;
 use crate::tree::{Array, Checkpoint, Engine, Leaf, Pattern, State, Take, Value, no_leaf};
 
 pub(super) const EXAMPLE: &str =
@@ -33,6 +35,13 @@ pub(super) struct Args {
 
 pub(super) fn run(args: &Args, quiet: bool) -> Result<ExitCode> {
     let state = args.source.with(quiet, |checkpoint| load(args, checkpoint))?;
+    let unverified = state.report().bytes_unverified;
+    if !quiet && unverified > 0 && args.engine.options()?.verify != Verify::Off {
+        output::note(&format!(
+            "{} were read in part, which their checksums cannot tell of; `--verify full` reads and checks whole chunks",
+            human_bytes(unverified)
+        ));
+    }
     let (path, leaf) = state.leaves().next().ok_or_else(|| Error::bug("a selected leaf was not loaded"))?;
     let (dtype, shape, value) = match leaf {
         Leaf::Array(array) => (Some(array.dtype), Some(array.shape.clone()), nested(array)?),

@@ -1,5 +1,9 @@
 //! Units of plans for `verify` and `seal`: read, checked, decoded, and forgotten.
+//!
+//! What is stored once is looked at once, however many chunks refer to it: nobody has asked for the array's real size here, so
+//! that a kilobyte which a million chunks share must cost a kilobyte's work. Chunks that share bytes only in part are damage.
 
+use std::collections::HashMap;
 use std::os::unix::fs::FileExt;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -12,10 +16,12 @@ use crate::io::{OpenFile, Ring, Root, Slot, read_error, short_file};
 use crate::layout::orbax::sums::ValueSum;
 use crate::limits::ZSTD_WINDOW_LOG_MAX;
 use crate::plan::{Plan, Source, Unit, UnitArray};
+use crate::relpath::RelPath;
 
 /// Does something with every unit of these plans, on so many threads, and with the file that it is in, which is there and long
-/// enough. What comes of each, in order; errors say where.
-pub(super) fn each_unit<T: Send>(
+/// enough; of units that are the same stored bytes, decoded in the same way, only with the first. What comes of each, in order;
+/// errors say where.
+pub(super) fn each_unit<T: Clone + Send>(
     plans: &[Plan],
     root: &Root,
     workers: usize,
@@ -23,13 +29,17 @@ pub(super) fn each_unit<T: Send>(
 ) -> Vec<Result<T>> {
     let units: Vec<(&Plan, &Unit)> =
         plans.iter().flat_map(|plan| plan.units.iter().map(move |unit| (plan, unit))).collect();
+    let roles = roles(&units);
     let next = AtomicUsize::new(0);
     let done: Mutex<Vec<(usize, Result<T>)>> = Mutex::new(Vec::with_capacity(units.len()));
     let some = || {
         while let Some(number) = Some(next.fetch_add(1, Ordering::Relaxed)).filter(|number| *number < units.len()) {
             let (plan, unit) = units[number];
-            let result = file_of(plan, unit, root).and_then(|file| work(plan, unit, file.as_ref()));
-            let result = result.map_err(|error| located(error, plan, unit));
+            let result = match roles[number] {
+                Role::First => file_of(plan, unit, root).and_then(|file| work(plan, unit, file.as_ref())),
+                Role::SameAs(_) => continue,
+                Role::Overlaps { other } => Err(overlap(units[other])),
+            };
             done.lock().unwrap_or_else(PoisonError::into_inner).push((number, result));
         }
     };
@@ -39,9 +49,75 @@ pub(super) fn each_unit<T: Send>(
         let _ = (1..workers.min(units.len())).try_for_each(|_| spawn().map(drop));
         some();
     });
-    let mut done = done.into_inner().unwrap_or_else(PoisonError::into_inner);
-    done.sort_unstable_by_key(|(number, _)| *number);
-    done.into_iter().map(|(_, result)| result).collect()
+    let firsts: HashMap<usize, Result<T>> =
+        done.into_inner().unwrap_or_else(PoisonError::into_inner).into_iter().collect();
+    let result_of = |number: usize| {
+        let first = match roles[number] {
+            Role::SameAs(first) => first,
+            Role::First | Role::Overlaps { .. } => number,
+        };
+        let (plan, unit) = units[number];
+        match firsts.get(&first) {
+            Some(Ok(value)) => Ok(value.clone()),
+            Some(Err(error)) => Err(located(error.duplicate(), plan, unit)),
+            None => Err(Error::bug("a stored unit was passed over")),
+        }
+    };
+    (0..units.len()).map(result_of).collect()
+}
+
+/// What is done with a unit.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Role {
+    /// It is looked at.
+    First,
+    /// It is what that unit is, which is looked at.
+    SameAs(usize),
+    /// It shares some bytes with that unit, but is another.
+    Overlaps { other: usize },
+}
+
+fn roles(units: &[(&Plan, &Unit)]) -> Vec<Role> {
+    let mut roles = vec![Role::First; units.len()];
+    let mut stored: Vec<(&RelPath, u64, u64, usize)> = Vec::new();
+    for (number, (plan, unit)) in units.iter().enumerate() {
+        if let Source::File { file, offset, len: len @ 1.. } = unit.source {
+            stored.push((&plan.files[file as usize], offset, len, number));
+        }
+    }
+    stored.sort_unstable();
+    let mut last: Option<(&RelPath, u64, u64, usize)> = None;
+    for (path, offset, len, number) in stored {
+        // Those that are looked at do not overlap, so that the last of them is the only one that this one can reach into.
+        let before = last.filter(|(before, start, bytes, _)| *before == path && offset < start.saturating_add(*bytes));
+        let Some((_, start, bytes, other)) = before else {
+            last = Some((path, offset, len, number));
+            continue;
+        };
+        let decoded_alike = || is_decoded_alike(units[other], units[number]);
+        roles[number] = match (start, bytes) == (offset, len) {
+            true if decoded_alike() => Role::SameAs(other),
+            // Another reading of the same bytes, by another leaf's metadata.
+            _ => Role::Overlaps { other },
+        };
+    }
+    roles
+}
+
+/// Whether two units of the same stored bytes are the same once decoded.
+fn is_decoded_alike((plan, unit): (&Plan, &Unit), (other_plan, other): (&Plan, &Unit)) -> bool {
+    let (array, other_array) = (&plan.arrays[unit.array as usize], &other_plan.arrays[other.array as usize]);
+    let how = |unit: &Unit| (unit.skip, unit.decoded_bytes, unit.whole, unit.indexed, unit.sum);
+    how(unit) == how(other)
+        && (array.dtype == DType::Bool) == (other_array.dtype == DType::Bool)
+        && (array.single, array.every_chunk_stored) == (other_array.single, other_array.every_chunk_stored)
+        && array.codecs == other_array.codecs
+}
+
+fn overlap((plan, other): (&Plan, &Unit)) -> Error {
+    let array = &plan.arrays[other.array as usize].name;
+    Error::corrupt("a stored chunk shares bytes with another, from which it differs")
+        .found(format_args!("bytes of chunk {:?} of {array}", other.chunk))
 }
 
 /// The file of a unit, if it is in one.

@@ -64,7 +64,8 @@ pub struct ConvertReport {
     pub bytes_decoded: u64,
     /// Bytes of all values as they are stored; with safetensors of all files.
     pub bytes_stored: u64,
-    /// The most memory that was held at once, by the engine's own count; scratch files are not in it.
+    /// The most memory that was held at once, by the engine's own count; scratch files are not in it: their pages are the
+    /// page cache's, which the system writes out when memory is short, though its figures show them as the process's.
     pub peak_host_bytes: u64,
     /// How often arrays were loaded and written, a few at a time.
     pub waves: u64,

@@ -180,6 +180,10 @@ pub const DEVICES_MAX: u64 = 1 << 20;
 /// Largest array, in bytes of its target dtype: offsets must stay within `i64`.
 pub const ARRAY_BYTES_MAX: u64 = 1 << 60;
 
+/// Most chunks, inner chunks and ranges of a plan that no budget counts: those of `verify`, `seal` and conversions. Each takes up to
+/// 1,300 bytes.
+pub const UNCOUNTED_UNITS_MAX: u64 = 1 << 21;
+
 /// Default of the staging memory beyond the results of a load, in bytes.
 pub const STAGING_BYTES_DEFAULT: u64 = 256 << 20;
 

@@ -267,3 +267,32 @@ fn cat_says_what_no_checksum_could_tell() {
     }
     fs::remove_dir_all(&folder).unwrap();
 }
+
+/// Four shards in one another, all of whose entries point at the same bytes: 5 KB that claim 65 million chunks.
+#[test]
+fn more_chunks_than_can_be_kept_track_of_are_refused() {
+    const ENTRIES: u64 = 90;
+    let folder = scratch("cli-nested-shards");
+    let array = folder.join("c/a");
+    fs::create_dir_all(array.join("c")).unwrap();
+    let (mut value, mut extent, mut codecs) = (vec![7_u8], 1, r#"{"name":"bytes"}"#.to_owned());
+    for _ in 0..4 {
+        let place = Some((0, value.len() as u64));
+        value.extend(encode_index(&vec![place; ENTRIES as usize], Endian::Little, true).unwrap());
+        codecs = format!(
+            r#"{{"name":"sharding_indexed","configuration":{{"chunk_shape":[{extent}],"codecs":[{codecs}],"index_codecs":[{{"name":"bytes","configuration":{{"endian":"little"}}}},{{"name":"crc32c"}}]}}}}"#
+        );
+        extent *= ENTRIES;
+    }
+    let meta = format!(
+        r#"{{"zarr_format":3,"node_type":"array","shape":[{extent}],"data_type":"uint8","chunk_grid":{{"name":"regular","configuration":{{"chunk_shape":[{extent}]}}}},"chunk_key_encoding":{{"name":"default"}},"fill_value":0,"codecs":[{codecs}]}}"#
+    );
+    fs::write(array.join("zarr.json"), meta).unwrap();
+    fs::write(array.join("c/0"), value).unwrap();
+    let path = folder.join("c");
+    let (found, problems) = problems(&path);
+    assert!(problems.len() == 1 && found.to_string().contains("too many chunks"), "{found}");
+    let error = refused(3, &["seal", &text(&path)]);
+    assert!(error.contains("too many chunks"), "{error}");
+    fs::remove_dir_all(&folder).unwrap();
+}

@@ -7,7 +7,7 @@
 use super::build::Planner;
 use super::{Batch, Limits, Placement, Plan, STREAM_SLOTS, Unit};
 use crate::error::{Error, ErrorKind, Result};
-use crate::limits::{SLOT_BYTES, SLOT_SLACK_BYTES};
+use crate::limits::{SLOT_BYTES, SLOT_SLACK_BYTES, UNCOUNTED_UNITS_MAX};
 
 /// Memory of a plan in the making.
 #[derive(Debug, Default)]
@@ -22,13 +22,25 @@ impl Making {
     pub(super) fn add(&mut self, limits: &Limits, rank: usize, placements: usize) -> bool {
         self.bytes = self.bytes.saturating_add(in_the_making(1, rank, placements as u64));
         self.units += 1;
-        !limits.counts_plan || self.bytes <= limits.staging_bytes.max(MAKING_BYTES_MIN)
+        match limits.counts_plan {
+            true => self.bytes <= limits.staging_bytes.max(MAKING_BYTES_MIN),
+            false => self.units <= UNCOUNTED_UNITS_MAX,
+        }
     }
+}
+
+/// The error of plans that no budget counts.
+pub(crate) fn too_many_uncounted() -> Error {
+    Error::unsupported("there are too many chunks to look at in one go")
+        .expected(format_args!("at most {UNCOUNTED_UNITS_MAX}"))
 }
 
 impl Planner<'_> {
     /// The error of a plan for which there is no room. It may have got half way, so the rest is estimated.
     pub(super) fn too_many(&self) -> Error {
+        if !self.limits.counts_plan {
+            return too_many_uncounted();
+        }
         let (mut bytes, mut units) = (0_u64, 0_u64);
         for (rank, chunks) in self.touched() {
             bytes = bytes.saturating_add(in_the_making(chunks, rank, chunks));

@@ -35,6 +35,7 @@ use bytes::Bytes;
 use serde::Serialize;
 
 pub use build::{build, build_whole};
+pub(crate) use held::too_many_uncounted;
 pub use mesh::{Device, Mesh, MeshDevice, Process, Sharding, Spec};
 pub use ranges::Slabs;
 pub use sparse::stored_positions;

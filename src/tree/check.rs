@@ -86,6 +86,15 @@ fn roles(units: &[(&Plan, &Unit)]) -> Vec<Role> {
         }
     }
     stored.sort_unstable();
+    let mut inline: HashMap<&[u8], usize> = HashMap::new();
+    for (number, (_, unit)) in units.iter().enumerate() {
+        if let Source::Inline(bytes) = &unit.source {
+            let first = *inline.entry(bytes).or_insert(number);
+            if first != number && is_decoded_alike(units[first], units[number]) {
+                roles[number] = Role::SameAs(first);
+            }
+        }
+    }
     let mut last: Option<(&RelPath, u64, u64, usize)> = None;
     for (path, offset, len, number) in stored {
         // Those that are looked at do not overlap, so that the last of them is the only one that this one can reach into.

@@ -20,6 +20,7 @@ use crate::layout::orbax::step::is_temporary;
 use crate::layout::orbax::tree::read_json;
 use crate::layout::orbax::{checkpoint, tree};
 use crate::layout::{Description, Format, ItemKind};
+use crate::limits::UNCOUNTED_UNITS_MAX;
 use crate::plan::{self, Limits, Plan, Verify};
 use crate::relpath::RelPath;
 
@@ -220,7 +221,7 @@ fn verify_tree(
     let limits = Limits { counts_plan: false, ..limits };
     let mut plans: Vec<Plan> = Vec::new();
     let mut planned = Vec::new();
-    let mut readable = true;
+    let (mut units, mut readable) = (0, true);
     for leaf in checkpoint.leaves() {
         let path = leaf.path.to_string();
         if let LeafKind::Unreadable(error) = &leaf.kind {
@@ -231,7 +232,12 @@ fn verify_tree(
         let wants = whole_wants(checkpoint.arrays(), [array]);
         let arrays = checkpoint.arrays();
         match ask(root, |asker| async move { plan::build(&asker, arrays, wants, limits, decoder_cost).await }) {
+            Ok(plan) if units + plan.units.len() as u64 > UNCOUNTED_UNITS_MAX => {
+                readable = false;
+                found.problem(item, Some(&path), true, plan::too_many_uncounted().at("leaf", &path))?;
+            }
             Ok(plan) => {
+                units += plan.units.len() as u64;
                 plans.push(plan);
                 planned.push(&arrays[array]);
             }

@@ -203,6 +203,7 @@ fn what_is_wanted_as_it_is_stored_is_checked_on_its_way() {
 
 #[test]
 fn units_cross_while_the_next_ones_are_read() {
+    const TRIES: u32 = 50;
     let Some(simulator) = Simulator::start("units_cross_while_the_next_ones_are_read", Machine::default()) else {
         return;
     };
@@ -219,12 +220,17 @@ fn units_cross_while_the_next_ones_are_read() {
         engine.load(&checkpoint, &onto(checkpoint.target(), gpus(1))).unwrap().wait()
     };
     assert_same(&load(1).unwrap(), &load(3).unwrap(), "six arrays");
-    // Had every unit been waited for, the first wait would have ended the load with a single copy begun.
-    simulator.fail("cuEventSynchronize", 1, 999);
-    let error = load(1).unwrap_err();
-    let (text, copies) = (error.to_string(), simulator.count("cuMemcpyHtoDAsync_v2"));
-    assert!(error.kind() == ErrorKind::Device && text.contains("cuda:0") && text.contains("leaf w"), "{text}");
-    assert!((2..6).contains(&copies), "{copies} copies were begun");
+    // The first wait ends the load. Had every unit been waited for, a single copy would have been begun, however often it is
+    // tried; as it is, that happens only where the next unit is read too late.
+    let mut copies = (0..TRIES).map(|_| {
+        simulator.fail("cuEventSynchronize", 1, 999);
+        let error = load(1).unwrap_err();
+        let text = error.to_string();
+        assert!(error.kind() == ErrorKind::Device && text.contains("cuda:0") && text.contains("leaf w"), "{text}");
+        simulator.count("cuMemcpyHtoDAsync_v2")
+    });
+    let overlapped = copies.any(|begun| (2..6).contains(&begun));
+    assert!(overlapped, "one copy at a time");
     assert_eq!(simulator.report(), "");
 }
 

@@ -38,7 +38,7 @@ pub(super) fn run(args: &Args, quiet: bool) -> Result<ExitCode> {
     let unverified = state.report().bytes_unverified;
     if !quiet && unverified > 0 && args.engine.options()?.verify != Verify::Off {
         output::note(&format!(
-            "{} were read in part, which their checksums cannot tell of; `--verify full` reads and checks whole chunks",
+            "{} of chunks were read in part and compared with no checksum; `--verify full` reads chunks whole and compares them",
             human_bytes(unverified)
         ));
     }

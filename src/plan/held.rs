@@ -31,8 +31,9 @@ impl Making {
 
 /// The error of plans that no budget counts.
 pub(crate) fn too_many_uncounted() -> Error {
-    Error::unsupported("there are too many chunks to look at in one go")
+    Error::new(ErrorKind::Budget, "there are too many chunks to look at in one go")
         .expected(format_args!("at most {UNCOUNTED_UNITS_MAX}"))
+        .hint("take less at a time: an item (`--item`), or some leaves where there is `--only`")
 }
 
 impl Planner<'_> {

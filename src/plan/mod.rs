@@ -256,7 +256,7 @@ pub struct UnitArray {
 }
 
 /// The index of a zarr shard that holds exactly one inner chunk.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize)]
 pub struct SingleShard {
     /// Where the index stands.
     pub location: IndexLocation,

@@ -1,7 +1,7 @@
 //! Units of plans for `verify` and `seal`: read, checked, decoded, and forgotten.
 //!
 //! What is stored once is looked at once, however many chunks refer to it: nobody has asked for the array's real size here, so
-//! that a kilobyte which a million chunks share must cost a kilobyte's work. Chunks that share bytes only in part are damage.
+//! that a kilobyte which a million chunks share must cost a kilobyte's work. Chunks that share bytes but differ in their ends or in how they are decoded are damage.
 
 use std::collections::HashMap;
 use std::os::unix::fs::FileExt;
@@ -15,8 +15,9 @@ use crate::error::{Error, Result};
 use crate::io::{OpenFile, Ring, Root, Slot, read_error, short_file};
 use crate::layout::orbax::sums::ValueSum;
 use crate::limits::ZSTD_WINDOW_LOG_MAX;
-use crate::plan::{Plan, Source, Unit, UnitArray};
+use crate::plan::{Plan, SingleShard, Source, Unit, UnitArray};
 use crate::relpath::RelPath;
+use crate::zarr::ByteCodec;
 
 /// Does something with every unit of these plans, on so many threads, and with the file that it is in, which is there and long
 /// enough; of units that are the same stored bytes, decoded in the same way, only with the first. What comes of each, in order;
@@ -79,22 +80,21 @@ enum Role {
 
 fn roles(units: &[(&Plan, &Unit)]) -> Vec<Role> {
     let mut roles = vec![Role::First; units.len()];
+    let mut inline: HashMap<(&[u8], Reading<'_>), usize> = HashMap::new();
     let mut stored: Vec<(&RelPath, u64, u64, usize)> = Vec::new();
     for (number, (plan, unit)) in units.iter().enumerate() {
-        if let Source::File { file, offset, len: len @ 1.. } = unit.source {
-            stored.push((&plan.files[file as usize], offset, len, number));
+        match &unit.source {
+            Source::Inline(bytes) => {
+                let first = *inline.entry((bytes, Reading::of(units[number]))).or_insert(number);
+                roles[number] = if first == number { Role::First } else { Role::SameAs(first) };
+            }
+            Source::File { file, offset, len: len @ 1.. } => {
+                stored.push((&plan.files[*file as usize], *offset, *len, number));
+            }
+            Source::File { .. } | Source::Fill(_) => (),
         }
     }
     stored.sort_unstable();
-    let mut inline: HashMap<&[u8], usize> = HashMap::new();
-    for (number, (_, unit)) in units.iter().enumerate() {
-        if let Source::Inline(bytes) = &unit.source {
-            let first = *inline.entry(bytes).or_insert(number);
-            if first != number && is_decoded_alike(units[first], units[number]) {
-                roles[number] = Role::SameAs(first);
-            }
-        }
-    }
     let mut last: Option<(&RelPath, u64, u64, usize)> = None;
     for (path, offset, len, number) in stored {
         // Those that are looked at do not overlap, so that the last of them is the only one that this one can reach into.
@@ -103,24 +103,41 @@ fn roles(units: &[(&Plan, &Unit)]) -> Vec<Role> {
             last = Some((path, offset, len, number));
             continue;
         };
-        let decoded_alike = || is_decoded_alike(units[other], units[number]);
-        roles[number] = match (start, bytes) == (offset, len) {
-            true if decoded_alike() => Role::SameAs(other),
-            // Another reading of the same bytes, by another leaf's metadata.
-            _ => Role::Overlaps { other },
-        };
+        let same = (start, bytes) == (offset, len) && Reading::of(units[other]) == Reading::of(units[number]);
+        roles[number] = if same { Role::SameAs(other) } else { Role::Overlaps { other } };
     }
     roles
 }
 
-/// Whether two units of the same stored bytes are the same once decoded.
-fn is_decoded_alike((plan, unit): (&Plan, &Unit), (other_plan, other): (&Plan, &Unit)) -> bool {
-    let (array, other_array) = (&plan.arrays[unit.array as usize], &other_plan.arrays[other.array as usize]);
-    let how = |unit: &Unit| (unit.skip, unit.decoded_bytes, unit.whole, unit.indexed, unit.sum);
-    how(unit) == how(other)
-        && (array.dtype == DType::Bool) == (other_array.dtype == DType::Bool)
-        && (array.single, array.every_chunk_stored) == (other_array.single, other_array.every_chunk_stored)
-        && array.codecs == other_array.codecs
+/// How the stored bytes of a unit are checked and decoded: all that [`check_unit`] knows of it but the bytes.
+#[derive(PartialEq, Eq, Hash)]
+struct Reading<'a> {
+    skip: u64,
+    decoded_bytes: u64,
+    whole: bool,
+    indexed: bool,
+    sum: Option<ValueSum>,
+    bools: bool,
+    codecs: &'a [ByteCodec],
+    single: Option<SingleShard>,
+    every_chunk_stored: bool,
+}
+
+impl<'a> Reading<'a> {
+    fn of((plan, unit): (&'a Plan, &'a Unit)) -> Self {
+        let array = &plan.arrays[unit.array as usize];
+        Self {
+            skip: unit.skip,
+            decoded_bytes: unit.decoded_bytes,
+            whole: unit.whole,
+            indexed: unit.indexed,
+            sum: unit.sum,
+            bools: array.dtype == DType::Bool,
+            codecs: &array.codecs,
+            single: array.single,
+            every_chunk_stored: array.every_chunk_stored,
+        }
+    }
 }
 
 fn overlap((plan, other): (&Plan, &Unit)) -> Error {

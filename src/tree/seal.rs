@@ -80,7 +80,8 @@ impl Seal {
                 ItemKind::Json => seal.described(&item.dir),
                 ItemKind::Other => continue,
             };
-            seal.items.push((item.dir.clone(), sums.map_err(|error| error.at("item", &item.name))?));
+            let named = |error: Error| if item.name.is_empty() { error } else { error.at("item", &item.name) };
+            seal.items.push((item.dir.clone(), sums.map_err(named)?));
             seal.sealed.items += 1;
         }
         if seal.items.is_empty() {

@@ -62,7 +62,7 @@ pub enum ByteCodec {
 }
 
 /// Byte order of elements.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, serde::Serialize)]
 #[allow(missing_docs)]
 pub enum Endian {
     Little,
@@ -70,7 +70,7 @@ pub enum Endian {
 }
 
 /// Where the index of a shard stands.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, serde::Serialize)]
 #[allow(missing_docs)]
 pub enum IndexLocation {
     Start,

@@ -201,7 +201,7 @@ pub fn check<'a>(
 }
 
 /// The checksum of a range of bytes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize)]
 pub struct ValueSum {
     /// First byte.
     pub offset: u64,

@@ -31,7 +31,7 @@ impl Making {
 
 /// The error of plans that no budget counts.
 pub(crate) fn too_many_uncounted() -> Error {
-    Error::new(ErrorKind::Budget, "there are too many chunks to look at in one go")
+    Error::invalid("there are too many chunks to look at in one go")
         .expected(format_args!("at most {UNCOUNTED_UNITS_MAX}"))
         .hint("take less at a time: an item (`--item`), or some leaves where there is `--only`")
 }
